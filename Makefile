@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0
+# The front door. 'make help' says what there is.
+
+SHELL := /bin/bash
+export KDIR QEMUDIR MIRROR JOBS
+
+.DEFAULT_GOAL := help
+.PHONY: help deps fetch source kernel guest-kernel qemu roots selftests \
+	check check-full demo bench mutate series checkpatch apply debs clean distclean
+
+help:
+	@sed -n 's/^## //p' $(MAKEFILE_LIST)
+
+## make deps         install the Debian packages this needs (as root or by sudo)
+deps:
+	@scripts/deps
+
+## make fetch        get the pinned Linux and QEMU sources from a Debian mirror
+fetch:
+	@scripts/fetch
+
+## make source       put the patches on them: build/src/linux, build/src/qemu
+source: fetch
+	@scripts/series assemble linux
+	@scripts/series assemble qemu
+
+## make check        all tests that belong to every change
+check:
+	@scripts/check
+
+## make series       mailable patches with cover letter in build/series
+series: fetch
+	@scripts/series export linux
+
+## make checkpatch   the kernel's checkpatch --strict over them
+checkpatch: source
+	@scripts/series checkpatch linux
+
+## make apply KDIR=  put the kernel series on a git tree of your own as commits
+## make apply QEMUDIR=   the same for QEMU
+apply:
+	@[ -n "$(KDIR)$(QEMUDIR)" ] || { echo "error: say where: make apply KDIR=/path/to/linux (or QEMUDIR=)." >&2; exit 1; }
+	@[ -z "$(KDIR)" ] || scripts/series apply linux "$(KDIR)"
+	@[ -z "$(QEMUDIR)" ] || scripts/series apply qemu "$(QEMUDIR)"
+
+# What is promised but not there says so instead of doing nothing.
+## make demo         (not there yet) attack an ordinary and a protected guest
+demo:
+	@echo "error: make demo is not there yet: it needs the kernel and QEMU patches." >&2; exit 1
+## make check-full   (not there yet) the long tests
+check-full:
+	@echo "error: make check-full is not there yet; make check runs the tests there are." >&2; exit 1
+## make bench        (not there yet) measurements
+bench:
+	@echo "error: make bench is not there yet." >&2; exit 1
+## make mutate       (not there yet) show that each mutant of the code is killed by a test
+mutate:
+	@echo "error: make mutate is not there yet." >&2; exit 1
+## make debs         (not there yet) Debian packages of the kernel and QEMU
+debs:
+	@echo "error: make debs is not there yet; make apply puts the series on a tree of your own." >&2; exit 1
+
+## make clean        remove what was built, keep the downloads
+clean:
+	@scripts/clean
+## make distclean    remove the downloads too
+distclean:
+	@rm -rf build

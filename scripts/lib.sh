@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck shell=bash
+# Sourced by the other scripts: where things are, and how to say what goes on.
+
+TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+BUILD=$TOP/build
+JOBS=${JOBS:-$(nproc)}
+export LC_ALL=C.UTF-8
+
+say()  { printf '%s\n' "$*"; }
+step() { printf '\n=== %s\n' "$*"; }
+die()  { printf 'error: %s\n' "$*" >&2; exit 1; }
+
+# need PROGRAM...: stop if one is not installed.
+need() {
+	local p
+	for p; do
+		command -v "$p" >/dev/null 2>&1 ||
+			die "'$p' is not installed: run 'make deps' (it installs scripts/packages)."
+	done
+}
+
+# need_space GIB WHAT: stop before the disk is full rather than after.
+need_space() {
+	local have
+	mkdir -p "$BUILD" || die "cannot write to $TOP: mend the permissions."
+	have=$(($(df -Pk "$BUILD" | awk 'NR==2 {print $4}') / 1048576))
+	((have >= $1)) ||
+		die "$2 needs $1 GiB of disk space and $BUILD has $have GiB: free some, then run this again."
+}
+
+# base_field NAME KEY: a field of patches/NAME/base.
+base_field() {
+	sed -n "s/^$2: *//p" "$TOP/patches/$1/base"
+}
+
+elapsed() {
+	local s=$((SECONDS - ${1:-0}))
+	printf '%d:%02d' $((s / 60)) $((s % 60))
+}
+
+# logged FILE COMMAND...: run quietly into a log; on failure show its end.
+logged() {
+	local log=$1; shift
+	mkdir -p "$(dirname "$log")"
+	if ! "$@" >"$log" 2>&1; then
+		tail -n 25 "$log" >&2
+		if grep -q 'No space left on device' "$log"; then
+			die "the disk is full: free some space, then run this again."
+		fi
+		return 1
+	fi
+}
+
+# only_one NAME: two runs must not build in the same place.
+only_one() {
+	mkdir -p "$BUILD" || die "cannot write to $TOP: mend the permissions."
+	exec {lock_fd}>"$BUILD/.lock-$1"
+	flock -n "$lock_fd" || die "another run is working on $1: wait for it to end."
+}
