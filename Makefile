@@ -24,6 +24,22 @@ source: fetch
 	@scripts/series assemble linux
 	@scripts/series assemble qemu
 
+## make kernel       the host kernel: build/kernel/host-bzImage
+kernel: source
+	@scripts/build-kernel host
+## make guest-kernel the guest kernel: build/kernel/guest-bzImage
+guest-kernel: source
+	@scripts/build-kernel guest
+## make qemu         QEMU: build/qemu/qemu-system-x86_64
+qemu: source
+	@scripts/build-qemu
+## make roots        root file systems of the emulated host and its guests
+roots: qemu
+	@scripts/build-roots
+## make selftests    the KVM selftests of tests/kselftests
+selftests: source
+	@scripts/build-selftests
+
 ## make check        all tests that belong to every change
 check:
 	@scripts/check

@@ -58,3 +58,17 @@ only_one() {
 	exec {lock_fd}>"$BUILD/.lock-$1"
 	flock -n "$lock_fd" || die "another run is working on $1: wait for it to end."
 }
+
+# The Debian mirrors this machine already uses, best guess first.
+mirrors() {
+	if [ -n "${MIRROR:-}" ]; then
+		printf '%s\n' "$MIRROR"
+		return
+	fi
+	# shellcheck disable=SC2016 # apt fills these in
+	apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(ORIGIN) $(LABEL)' 2>/dev/null |
+		awk -v os="$(. /etc/os-release && echo "${VERSION_CODENAME:-}")" '
+			$3 == "Debian" && $4 == "Debian" { print 1, $1; next }
+			$2 == os                         { print 2, $1 }' |
+		sort -u | awk '!seen[$2]++ { print $2 }'
+}
