@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * KVM protected memory, what is particular to x86: when it can be had, the
+ * guest's hypercall, what a VM with it can't have besides, and the state of a
+ * vCPU that has to go when the memory does.
+ *
+ * See Documentation/virt/kvm/protected-memory.rst.
+ */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/kvm_host.h>
+#include <linux/kvm_para.h>
+#include <linux/sched/signal.h>
+
+
+
+#include "cpuid.h"
+#include "hyperv.h"
+#include "kvm_emulate.h"
+#include "mmu.h"
+#include "protected_memory.h"
+#include "regs.h"
+#include "trace.h"
+#include "x86.h"
+
+u64 kvm_arch_protmem_supported_caps(struct kvm *kvm)
+{
+	if (!tdp_enabled || !tdp_mmu_enabled) {
+		pr_info_once("no protected memory: two-dimensional paging with the TDP MMU is off\n");
+		return 0;
+	}
+
+	if (kvm && kvm->arch.vm_type != KVM_X86_DEFAULT_VM) {
+		pr_info_once("no protected memory: only VMs of the default type can have it\n");
+		return 0;
+	}
+
+	return KVM_PROTMEM_DIRECT_MAP | KVM_PROTMEM_USER |
+	       KVM_PROTMEM_GUEST_CONVERT;
+}
+
+/*
+ * What a VM with protected memory can't have, because the host would read or
+ * write guest memory for it, or keep the state of a guest there.
+ */
+bool kvm_protmem_hides_cap(struct kvm *kvm, long cap)
+{
+	if (!kvm_has_protected_memory(kvm))
+		return false;
+
+	switch (cap) {
+	case KVM_CAP_VAPIC:
+	case KVM_CAP_NESTED_STATE:
+	case KVM_CAP_X86_SMM:
+	case KVM_CAP_XEN_HVM:
+	case KVM_CAP_HYPERV:
+	case KVM_CAP_HYPERV_VAPIC:
+	case KVM_CAP_HYPERV_SPIN:
+	case KVM_CAP_HYPERV_TIME:
+	case KVM_CAP_HYPERV_SYNIC:
+	case KVM_CAP_HYPERV_SYNIC2:
+	case KVM_CAP_HYPERV_VP_INDEX:
+	case KVM_CAP_HYPERV_EVENTFD:
+	case KVM_CAP_HYPERV_TLBFLUSH:
+	case KVM_CAP_HYPERV_SEND_IPI:
+	case KVM_CAP_HYPERV_CPUID:
+	case KVM_CAP_HYPERV_ENFORCE_CPUID:
+	case KVM_CAP_HYPERV_DIRECT_TLBFLUSH:
+	case KVM_CAP_HYPERV_ENLIGHTENED_VMCS:
+		return true;
+	}
+
+	return false;
+}
+
+/* Called once, together with setting kvm->protmem.caps. */
+void kvm_arch_protmem_enable(struct kvm *kvm)
+{
+	/* KVM doesn't write to the guest's code: the guest knows its vendor. */
+	kvm->arch.disabled_quirks |= KVM_X86_QUIRK_FIX_HYPERCALL_INSN;
+}
+
+void kvm_arch_protmem_reset_vcpu(struct kvm_vcpu *vcpu)
+{
+	struct x86_emulate_ctxt *ctxt = vcpu->arch.emulate_ctxt;
+
+	lockdep_assert_held(&vcpu->mutex);
+
+	/* What userspace would complete with the next KVM_RUN. */
+	vcpu->arch.complete_userspace_io = NULL;
+	vcpu->arch.pio.count = 0;
+	vcpu->mmio_needed = 0;
+	vcpu->mmio_read_completed = 0;
+	vcpu->mmio_cur_fragment = 0;
+	vcpu->mmio_nr_fragments = 0;
+	vcpu->arch.emulate_regs_need_sync_from_vcpu = false;
+	vcpu->arch.emulate_regs_need_sync_to_vcpu = false;
+	vcpu_clear_mmio_info(vcpu, MMIO_GVA_ANY);
+
+	/* And what it has read of the guest. */
+	memzero_explicit(vcpu->mmio_fragments, sizeof(vcpu->mmio_fragments));
+	if (vcpu->arch.pio_data)
+		memzero_explicit(vcpu->arch.pio_data, PAGE_SIZE);
+	memzero_explicit(&ctxt->fetch, sizeof(ctxt->fetch));
+	memzero_explicit(&ctxt->io_read, sizeof(ctxt->io_read));
+	memzero_explicit(&ctxt->mem_read, sizeof(ctxt->mem_read));
+}
+
+/*
+ * Hyper-V's overlay pages are written and read by the host.  Called with the
+ * new entries in place, which kvm_set_cpuid() takes back on error.
+ */
+int kvm_protmem_check_cpuid(struct kvm_vcpu *vcpu)
+{
+	struct kvm_cpuid_entry2 *best;
+
+	best = kvm_find_cpuid_entry(vcpu, HYPERV_CPUID_INTERFACE);
+	if (best && best->eax == HYPERV_CPUID_SIGNATURE_EAX)
+		return -EINVAL;
+
+	return 0;
+}
+
+/**
+ * kvm_protmem_emulate_hypercall - KVM_HC_MAP_GPA_RANGE of a protected VM
+ * @vcpu: the vCPU, in KVM_RUN.
+ *
+ * The conversion is done here, and userspace is not asked.  When it has to be
+ * interrupted, the guest executes the same instruction again and what is done
+ * already is skipped, so that no state needs to be kept, and none is lost if
+ * the vCPU never runs again.
+ *
+ * Return: as for any exit handler.
+ */
+int kvm_protmem_emulate_hypercall(struct kvm_vcpu *vcpu)
+{
+	bool long_mode = is_64_bit_hypercall(vcpu), private;
+	u64 gpa, npages, attrs;
+	gfn_t gfn, end;
+	long ret = 0;
+	int r;
+
+	++vcpu->stat.hypercalls;
+
+	if (long_mode) {
+		gpa = kvm_rbx_read_raw(vcpu);
+		npages = kvm_rcx_read_raw(vcpu);
+		attrs = kvm_rdx_read_raw(vcpu);
+	} else {
+		gpa = kvm_ebx_read(vcpu);
+		npages = kvm_ecx_read(vcpu);
+		attrs = kvm_edx_read(vcpu);
+	}
+	trace_kvm_hypercall(KVM_HC_MAP_GPA_RANGE, gpa, npages, attrs, 0);
+
+	gfn = gpa_to_gfn(gpa);
+	end = gfn + npages;
+	private = attrs & KVM_MAP_GPA_RANGE_ENCRYPTED;
+
+	if (kvm_x86_call(get_cpl)(vcpu)) {
+		ret = -KVM_EPERM;
+		goto out;
+	}
+	if (!PAGE_ALIGNED(gpa) || end <= gfn ||
+	    end > gpa_to_gfn(~0ULL) + 1) {
+		ret = -KVM_EINVAL;
+		goto out;
+	}
+
+	while (gfn < end) {
+		r = kvm_protmem_convert_gfns(vcpu->kvm, &gfn, end, private);
+		if (r == -EINVAL) {
+			ret = -KVM_EINVAL;
+			break;
+		}
+		/* The memslot update waits for this vCPU to drop kvm->srcu. */
+		if (r == -EAGAIN)
+			return 1;
+		if (r)
+			return r;
+		if (gfn == end)
+			break;
+
+		if (signal_pending(current)) {
+			vcpu->run->exit_reason = KVM_EXIT_INTR;
+			++vcpu->stat.signal_exits;
+			return -EINTR;
+		}
+		if (kvm_request_pending(vcpu))
+			return 1;
+		cond_resched();
+	}
+
+out:
+	if (!long_mode)
+		ret = (u32)ret;
+	kvm_rax_write_raw(vcpu, ret);
+	r = kvm_skip_emulated_instruction(vcpu);
+
+	if (r > 0 && !ret &&
+	    (vcpu->kvm->protmem.exit_flags & KVM_PROTMEM_EXIT_CONVERT)) {
+		vcpu->run->exit_reason = KVM_EXIT_PROTECTED_MEMORY;
+		vcpu->run->protected_memory.gpa = gpa;
+		vcpu->run->protected_memory.size = npages << PAGE_SHIFT;
+		vcpu->run->protected_memory.attributes =
+			private ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0;
+		vcpu->run->protected_memory.flags = 0;
+		r = 0;
+	}
+
+	return r;
+}

@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* KVM protected memory: what the rest of x86 KVM calls. */
+#ifndef __KVM_X86_PROTECTED_MEMORY_H
+#define __KVM_X86_PROTECTED_MEMORY_H
+
+#include <linux/kvm_host.h>
+#include <linux/kvm_para.h>
+
+#include "regs.h"
+
+#ifdef CONFIG_KVM_PROTECTED_MEMORY
+
+bool kvm_protmem_hides_cap(struct kvm *kvm, long cap);
+int kvm_protmem_check_cpuid(struct kvm_vcpu *vcpu);
+int kvm_protmem_emulate_hypercall(struct kvm_vcpu *vcpu);
+
+/* The guest converts by itself, and finds that in its CPUID. */
+static inline bool kvm_protmem_guest_converts(struct kvm *kvm)
+{
+	return kvm->protmem.caps & KVM_PROTMEM_GUEST_CONVERT;
+}
+
+static inline bool kvm_protmem_is_hypercall(struct kvm_vcpu *vcpu)
+{
+	return kvm_protmem_guest_converts(vcpu->kvm) &&
+	       kvm_eax_read(vcpu) == KVM_HC_MAP_GPA_RANGE;
+}
+
+#else
+
+static inline bool kvm_protmem_hides_cap(struct kvm *kvm, long cap)
+{
+	return false;
+}
+
+static inline int kvm_protmem_check_cpuid(struct kvm_vcpu *vcpu)
+{
+	return 0;
+}
+
+static inline bool kvm_protmem_guest_converts(struct kvm *kvm)
+{
+	return false;
+}
+
+static inline bool kvm_protmem_is_hypercall(struct kvm_vcpu *vcpu)
+{
+	return false;
+}
+
+static inline int kvm_protmem_emulate_hypercall(struct kvm_vcpu *vcpu)
+{
+	return -EIO;
+}
+
+#endif /* CONFIG_KVM_PROTECTED_MEMORY */
+#endif /* __KVM_X86_PROTECTED_MEMORY_H */

@@ -1,0 +1,391 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Access to pages which are off the direct map: the x86 window.
+ *
+ * Each possible CPU has an mm of its own for this, with one page of address
+ * space at a random place in the user half, the page tables for which are
+ * allocated up front.  To access a page the CPU disables interrupts, installs
+ * the PTE, switches to the mm, copies, clears the PTE, invalidates the
+ * translation and switches back.
+ *
+ * What makes this a mapping that nothing else can use:
+ *
+ *  - The mm is loaded on the one CPU it belongs to, and only with interrupts
+ *    disabled; no other CPU ever walks its page tables.
+ *  - The PTE is a supervisor PTE without the global bit, so its translation is
+ *    tagged with the PCID of the mm.  INVLPG is executed while that PCID is
+ *    still the current one: no TLB entry is left behind for the next time the
+ *    mm is loaded.  (A bump of the mm's TLB generation, as text_poke() does it,
+ *    only has the entry ignored later.)
+ *  - Only NMIs and machine checks can interrupt.  Their accesses to user memory
+ *    are refused by nmi_uaccess_okay() because the loaded mm is not the task's,
+ *    and copy_from_kernel_nofault() does not accept a user address.
+ *
+ * With page table isolation the mm has a user page table as every mm has.  It
+ * is never loaded, since the CPU does not return to user mode in between.
+ */
+#include <linux/cpumask.h>
+#include <linux/init.h>
+#include <linux/irqflags.h>
+#include <linux/kvm_types.h>
+#include <linux/memcontrol.h>
+#include <linux/mm.h>
+#include <linux/mutex.h>
+#include <linux/percpu.h>
+#include <linux/random.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/task.h>
+#include <linux/unmapped_pool.h>
+
+#include <asm/asm.h>
+#include <asm/cpufeature.h>
+#include <asm/mmu_context.h>
+#include <asm/pgtable.h>
+#include <asm/sections.h>
+#include <asm/smap.h>
+#include <asm/tlbflush.h>
+
+struct unmapped_window {
+	struct mm_struct	*mm;
+	unsigned long		addr;
+	pte_t			*ptep;
+};
+
+static DEFINE_PER_CPU(struct unmapped_window, unmapped_windows);
+static DEFINE_MUTEX(unmapped_window_mutex);
+
+bool arch_unmapped_supported(const char **why)
+{
+	if (cpu_feature_enabled(X86_FEATURE_XENPV)) {
+		*why = "Xen PV guests do not own their page tables";
+		return false;
+	}
+	return true;
+}
+
+/*
+ * The kernel image has a second alias, the high kernel mapping.  Parts of it
+ * are free memory after boot: the init sections, and the padding up to the next
+ * 2 MiB which is mapped along with it.
+ */
+bool arch_unmapped_range_allowed(unsigned long pfn, unsigned long nr)
+{
+	unsigned long start = ALIGN_DOWN(__pa_symbol(_text), PMD_SIZE) >> PAGE_SHIFT;
+	unsigned long end = ALIGN(__pa_symbol(_end), PMD_SIZE) >> PAGE_SHIFT;
+
+	return pfn + nr <= start || pfn >= end;
+}
+
+static int unmapped_window_init_cpu(struct unmapped_window *w)
+{
+	unsigned long addr;
+	spinlock_t *ptl;
+	pte_t *ptep;
+
+	if (!w->mm) {
+		w->mm = mm_alloc();
+		if (!w->mm)
+			return -ENOMEM;
+		/*
+		 * The mm outlives the task that happens to create it, and is
+		 * none of that task's business.
+		 */
+#ifdef CONFIG_MEMCG
+		WRITE_ONCE(w->mm->owner, &init_task);
+#endif
+		/* Never scheduled, so the CPU leaves its cpumask on its own. */
+		set_notrack_mm(w->mm);
+	}
+
+	/* Anywhere in the part of the user half that 4-level tables have, too. */
+	addr = PAGE_SIZE * (get_random_u64() % (DEFAULT_MAP_WINDOW / PAGE_SIZE - 2));
+	addr += PAGE_SIZE;
+
+	ptep = get_locked_pte(w->mm, addr, &ptl);
+	if (!ptep)
+		return -ENOMEM;
+	pte_unmap_unlock(ptep, ptl);
+
+	w->addr = addr;
+	/*
+	 * The page table stays where it is as long as the mm exists, which is
+	 * forever.  Set last: it tells that the window is usable.
+	 */
+	WRITE_ONCE(w->ptep, ptep);
+	return 0;
+}
+
+/*
+ * Set up the windows of all possible CPUs, online or not, so that CPU hotplug
+ * needs no attention.  May be called again after it failed.
+ */
+int arch_unmapped_window_init(void)
+{
+	struct mem_cgroup *old_memcg;
+	static bool done;
+	int cpu, ret = 0;
+
+	guard(mutex)(&unmapped_window_mutex);
+	if (done)
+		return 0;
+
+	/* Shared by all: not to be charged to the first user. */
+	old_memcg = set_active_memcg(root_mem_cgroup);
+	for_each_possible_cpu(cpu) {
+		struct unmapped_window *w = per_cpu_ptr(&unmapped_windows, cpu);
+
+		if (w->ptep)
+			continue;
+		ret = unmapped_window_init_cpu(w);
+		if (ret)
+			break;
+	}
+	set_active_memcg(old_memcg);
+
+	done = !ret;
+	return ret;
+}
+
+/* A state of the open window, to be carried from open to close. */
+struct unmapped_window_state {
+	struct unmapped_window	*w;
+	struct mm_struct	*prev_mm;
+	unsigned long		flags;
+};
+
+static __always_inline void *unmapped_window_open(struct unmapped_window_state *s,
+						  struct page *page, pgprot_t prot)
+{
+	struct unmapped_window *w;
+
+	local_irq_save(s->flags);
+	w = this_cpu_ptr(&unmapped_windows);
+	s->w = w;
+
+	VM_WARN_ON_ONCE(!pte_none(*w->ptep));
+	/* Not global: see the INVLPG in unmapped_window_close(). */
+	prot = __pgprot(pgprot_val(prot) & ~_PAGE_GLOBAL);
+	set_pte(w->ptep, pfn_pte(page_to_pfn(page), prot));
+
+	/*
+	 * Loading CR3 is serializing: the PTE is visible to the page walker
+	 * before the first access.
+	 */
+	s->prev_mm = use_temporary_mm(w->mm);
+	barrier();
+
+	return (void *)w->addr;
+}
+
+static __always_inline void unmapped_window_close(struct unmapped_window_state *s)
+{
+	struct unmapped_window *w = s->w;
+
+	/* All accesses have been issued before the PTE is cleared ... */
+	barrier();
+	pte_clear(w->mm, w->addr, w->ptep);
+	/*
+	 * ... and the translation is gone before interrupts are enabled, both
+	 * from the current PCID and from its user counterpart.
+	 */
+	flush_tlb_one_user(w->addr);
+
+	unuse_temporary_mm(s->prev_mm);
+	local_irq_restore(s->flags);
+}
+
+/*
+ * Copy with LASS out of the way, in the kernel's own instructions: no function
+ * may be called with AC set, and no instrumentation may look at the address.
+ * A machine check (or a fault, which only a caller's bug can cause) ends the
+ * copy.  An aligned operand of up to eight bytes is accessed at once, which is
+ * what the guest's page tables need.
+ *
+ * Return: number of bytes not copied.
+ */
+#define unmapped_window_mov(insn, reg, type)				\
+({									\
+	asm_inline volatile goto(					\
+		     "1: " insn " (%[src]), %%" reg "\n"		\
+		     "2: " insn " %%" reg ", (%[dst])\n"		\
+		     _ASM_EXTABLE_TYPE(1b, %l[fault], EX_TYPE_DEFAULT_MCE_SAFE) \
+		     _ASM_EXTABLE_TYPE(2b, %l[fault], EX_TYPE_DEFAULT_MCE_SAFE) \
+		     : : [src] "r" (src), [dst] "r" (dst)		\
+		     : "memory", "rax" : fault);			\
+	src += sizeof(type);						\
+	dst += sizeof(type);						\
+	len -= sizeof(type);						\
+})
+
+static __always_inline unsigned int unmapped_window_copy(void *dst, const void *src,
+							 unsigned int len)
+{
+	lass_stac();
+	while (len >= 8)
+		unmapped_window_mov("movq", "rax", u64);
+	if (len >= 4)
+		unmapped_window_mov("movl", "eax", u32);
+	if (len >= 2)
+		unmapped_window_mov("movw", "ax", u16);
+	if (len)
+		unmapped_window_mov("movb", "al", u8);
+fault:
+	lass_clac();
+	return len;
+}
+
+static bool unmapped_window_range_ok(unsigned int off, unsigned int len)
+{
+	if (WARN_ON_ONCE(in_nmi()))
+		return false;
+	return off < PAGE_SIZE && len <= PAGE_SIZE - off;
+}
+
+int unmapped_page_read(struct page *page, unsigned int off, void *dst,
+		       unsigned int len)
+{
+	struct unmapped_window_state s;
+	unsigned int left;
+	void *p;
+
+	if (!unmapped_window_range_ok(off, len))
+		return -EINVAL;
+
+	p = unmapped_window_open(&s, page, PAGE_KERNEL_RO);
+	left = unmapped_window_copy(dst, p + off, len);
+	unmapped_window_close(&s);
+
+	return left ? -EHWPOISON : 0;
+}
+EXPORT_SYMBOL_FOR_KVM(unmapped_page_read);
+
+int unmapped_page_write(struct page *page, unsigned int off, const void *src,
+			unsigned int len)
+{
+	struct unmapped_window_state s;
+	unsigned int left;
+	void *p;
+
+	if (!unmapped_window_range_ok(off, len))
+		return -EINVAL;
+
+	p = unmapped_window_open(&s, page, PAGE_KERNEL);
+	left = unmapped_window_copy(p + off, src, len);
+	unmapped_window_close(&s);
+
+	return left ? -EHWPOISON : 0;
+}
+EXPORT_SYMBOL_FOR_KVM(unmapped_page_write);
+
+#define unmapped_window_cmpxchg(insn, reg, type)			\
+({									\
+	type __old = *(type *)old, __new = *(const type *)new;		\
+									\
+	asm_inline volatile(						\
+		     "1: lock " insn " %" reg "[new], (%[ptr])\n"	\
+		     "	sete %[ok]\n"					\
+		     "	xorl %[err], %[err]\n"				\
+		     "2:\n"						\
+		     _ASM_EXTABLE_TYPE(1b, 2b, EX_TYPE_DEFAULT_MCE_SAFE) \
+		     : [old] "+&a" (__old), [ok] "+&q" (ok), [err] "+&r" (err) \
+		     : [ptr] "r" (ptr), [new] "q" (__new)		\
+		     : "memory", "cc");					\
+	*(type *)old = __old;						\
+})
+
+static __always_inline int unmapped_window_do_cmpxchg(void *ptr, void *old,
+						      const void *new,
+						      unsigned int size)
+{
+	int err = -EHWPOISON;
+	u8 ok = 0;
+
+	lass_stac();
+	switch (size) {
+	case 1:
+		unmapped_window_cmpxchg("cmpxchgb", "b", u8);
+		break;
+	case 2:
+		unmapped_window_cmpxchg("cmpxchgw", "w", u16);
+		break;
+	case 4:
+		unmapped_window_cmpxchg("cmpxchgl", "k", u32);
+		break;
+	case 8:
+		unmapped_window_cmpxchg("cmpxchgq", "q", u64);
+		break;
+	case 16: {
+		u64 *o = old;
+		const u64 *n = new;
+
+		asm_inline volatile(
+			     "1: lock cmpxchg16b (%[ptr])\n"
+			     "	sete %[ok]\n"
+			     "	xorl %[err], %[err]\n"
+			     "2:\n"
+			     _ASM_EXTABLE_TYPE(1b, 2b, EX_TYPE_DEFAULT_MCE_SAFE)
+			     : "+a" (o[0]), "+d" (o[1]), [ok] "+&q" (ok),
+			       [err] "+&r" (err)
+			     : [ptr] "r" (ptr), "b" (n[0]), "c" (n[1])
+			     : "memory", "cc");
+		break;
+	}
+	}
+	lass_clac();
+
+	return err ?: !ok;
+}
+
+int unmapped_page_cmpxchg(struct page *page, unsigned int off, void *old,
+			  const void *new, unsigned int size)
+{
+	struct unmapped_window_state s;
+	void *p;
+	int ret;
+
+	if (!unmapped_window_range_ok(off, size))
+		return -EINVAL;
+	if (!is_power_of_2(size) || size > 16)
+		return -EINVAL;
+	if (size == 16 && (!cpu_feature_enabled(X86_FEATURE_CX16) ||
+			   !IS_ALIGNED(off, 16)))
+		return -EINVAL;
+
+	p = unmapped_window_open(&s, page, PAGE_KERNEL);
+	ret = unmapped_window_do_cmpxchg(p + off, old, new, size);
+	unmapped_window_close(&s);
+
+	return ret;
+}
+EXPORT_SYMBOL_FOR_KVM(unmapped_page_cmpxchg);
+
+int unmapped_page_copy_to(struct page *dst_mapped, struct page *src_unmapped)
+{
+	return unmapped_page_read(src_unmapped, 0, page_address(dst_mapped), PAGE_SIZE);
+}
+EXPORT_SYMBOL_FOR_KVM(unmapped_page_copy_to);
+
+int unmapped_page_copy_from(struct page *dst_unmapped, struct page *src_mapped)
+{
+	return unmapped_page_write(dst_unmapped, 0, page_address(src_mapped), PAGE_SIZE);
+}
+EXPORT_SYMBOL_FOR_KVM(unmapped_page_copy_from);
+
+/* Write zeroes over the page.  Fails only if called from NMI. */
+int unmapped_page_clear(struct page *page)
+{
+	struct unmapped_window_state s;
+	void *p;
+
+	if (!unmapped_window_range_ok(0, PAGE_SIZE))
+		return -EINVAL;
+
+	p = unmapped_window_open(&s, page, PAGE_KERNEL);
+	lass_stac();
+	__inline_memset(p, 0, PAGE_SIZE);
+	lass_clac();
+	unmapped_window_close(&s);
+
+	return 0;
+}
+EXPORT_SYMBOL_FOR_KVM(unmapped_page_clear);

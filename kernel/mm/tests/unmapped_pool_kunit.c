@@ -1,0 +1,950 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * KUnit tests for pools of unmapped pages.
+ *
+ * They look at the direct map from outside: at its page tables, by accesses
+ * which have to fault, on the CPU itself and on others, and at the contents of
+ * the memory just before it is mapped again.
+ */
+#include <kunit/static_stub.h>
+#include <kunit/test.h>
+#include <kunit/test-bug.h>
+#include <linux/completion.h>
+#include <linux/cpumask.h>
+#include <linux/delay.h>
+#include <linux/kthread.h>
+#include <linux/mm.h>
+#include <linux/proc_fs.h>
+#include <linux/prandom.h>
+#include <linux/seq_file.h>
+#include <linux/set_memory.h>
+#include <linux/smp.h>
+#include <linux/uaccess.h>
+#include <linux/unmapped_pool.h>
+
+#include "../unmapped_pool.h"
+
+#define OWNER		0x1234
+#define BLOCK_PAGES	(1UL << UNMAPPED_BLOCK_ORDER)
+/* Some naturally aligned range of gfns. */
+#define GFN(n)		(0x100000ULL + (n) * BLOCK_PAGES)
+
+/* What the stubs are told, and what they found. */
+struct up_test {
+	struct unmapped_pool	*pool;
+	u64			total;		/* before the test */
+	u64			quarantined;
+
+	unsigned int		max_order;	/* up_alloc_limited() */
+	bool			no_memory;
+	unsigned int		last_order;
+
+	bool			fail_zap;	/* up_set_valid() */
+	bool			fail_restore;
+	unsigned long		dirty_pages;
+	unsigned long		restored_pages;
+
+	struct page		*primed;	/* up_alloc_primed() */
+	unsigned int		primed_order;
+
+	pgoff_t			mf_index;
+	struct page		*mf_page;
+	unsigned int		mf_calls;
+};
+
+static void up_memory_failure(void *priv, pgoff_t index, struct page *page)
+{
+	struct up_test *t = priv;
+
+	t->mf_index = index;
+	t->mf_page = page;
+	t->mf_calls++;
+}
+
+static const struct unmapped_pool_ops up_ops = {
+	.memory_failure = up_memory_failure,
+};
+
+static int up_init(struct kunit *test)
+{
+	struct up_test *t = kunit_kzalloc(test, sizeof(*t), GFP_KERNEL);
+	const char *why;
+
+	KUNIT_ASSERT_NOT_NULL(test, t);
+	test->priv = t;
+
+	if (!unmapped_pool_supported(&why))
+		kunit_skip(test, "not supported: %s", why);
+
+	t->total = unmapped_pool_bytes_total();
+	t->quarantined = unmapped_pool_quarantined_bytes();
+	t->pool = unmapped_pool_create(OWNER, &up_ops, t);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(t->pool));
+	return 0;
+}
+
+static void up_put(struct kunit *test)
+{
+	struct up_test *t = test->priv;
+
+	if (!t->pool)
+		return;
+	unmapped_pool_unregister(t->pool);
+	unmapped_pool_put(t->pool);
+	t->pool = NULL;
+}
+
+static void up_exit(struct kunit *test)
+{
+	if (test->priv)
+		up_put(test);
+}
+
+static u64 up_bytes(struct kunit *test)
+{
+	struct up_test *t = test->priv;
+
+	return unmapped_pool_bytes_total() - t->total;
+}
+
+static u64 up_quarantined(struct kunit *test)
+{
+	struct up_test *t = test->priv;
+
+	return unmapped_pool_quarantined_bytes() - t->quarantined;
+}
+
+/* Nothing is left behind, now or after what needs a moment. */
+static void up_put_and_expect_nothing(struct kunit *test)
+{
+	up_put(test);
+	KUNIT_EXPECT_EQ(test, up_bytes(test), 0);
+	KUNIT_EXPECT_EQ(test, up_quarantined(test), 0);
+}
+
+static struct page *up_alloc(struct kunit *test, u64 gfn, bool whole)
+{
+	struct up_test *t = test->priv;
+	struct page *page;
+
+	page = unmapped_pool_alloc(t->pool, gfn, gfn, whole, NULL, 0, GFP_KERNEL);
+	KUNIT_ASSERT_FALSE(test, IS_ERR_OR_NULL(page));
+	return page;
+}
+
+static bool up_is_zero(struct page *page)
+{
+	unsigned int off;
+	u64 buf[16];
+
+	for (off = 0; off < PAGE_SIZE; off += sizeof(buf)) {
+		if (unmapped_page_read(page, off, buf, sizeof(buf)) ||
+		    memchr_inv(buf, 0, sizeof(buf)))
+			return false;
+	}
+	return true;
+}
+
+static void up_fill(struct kunit *test, struct page *page, u64 seed)
+{
+	unsigned int off;
+
+	for (off = 0; off < PAGE_SIZE; off += sizeof(seed))
+		KUNIT_ASSERT_EQ(test, unmapped_page_write(page, off, &seed, sizeof(seed)), 0);
+}
+
+/* The direct map by the eyes of a CPU: 0 or -EFAULT. */
+static long up_peek(struct page *page)
+{
+	char c;
+
+	return copy_from_kernel_nofault(&c, page_address(page), 1);
+}
+
+/* Tests */
+
+static void up_test_window(struct kunit *test)
+{
+	struct page *page = up_alloc(test, GFN(0), false);
+	u8 out[64], in[64], found;
+	unsigned int off, len, i;
+	unsigned long flags;
+
+	KUNIT_EXPECT_TRUE(test, up_is_zero(page));
+
+	for (len = 0; len <= sizeof(out); len++) {
+		for (off = 0; off < 9; off++) {
+			get_random_bytes(out, len);
+			KUNIT_ASSERT_EQ(test, unmapped_page_write(page, off, out, len), 0);
+			memset(in, 0, sizeof(in));
+			KUNIT_ASSERT_EQ(test, unmapped_page_read(page, off, in, len), 0);
+			KUNIT_ASSERT_MEMEQ(test, in, out, len);
+		}
+	}
+
+	/* Exactly the bytes that were meant, up to the end of the page. */
+	KUNIT_EXPECT_EQ(test, unmapped_page_clear(page), 0);
+	memset(out, 0xaa, sizeof(out));
+	KUNIT_EXPECT_EQ(test, unmapped_page_write(page, PAGE_SIZE - 13, out, 13), 0);
+	KUNIT_EXPECT_EQ(test, unmapped_page_read(page, PAGE_SIZE - 14, &found, 1), 0);
+	KUNIT_EXPECT_EQ(test, found, 0);
+	for (i = 1; i <= 13; i++) {
+		KUNIT_EXPECT_EQ(test, unmapped_page_read(page, PAGE_SIZE - i, &found, 1), 0);
+		KUNIT_EXPECT_EQ(test, found, 0xaa);
+	}
+
+	KUNIT_EXPECT_EQ(test, unmapped_page_read(page, PAGE_SIZE - 13, in, 14), -EINVAL);
+	KUNIT_EXPECT_EQ(test, unmapped_page_write(page, PAGE_SIZE, out, 1), -EINVAL);
+	KUNIT_EXPECT_EQ(test, unmapped_page_read(page, 1, in, UINT_MAX), -EINVAL);
+
+	/* From atomic context. */
+	local_irq_save(flags);
+	i = unmapped_page_read(page, PAGE_SIZE - 13, in, 13);
+	KUNIT_EXPECT_TRUE(test, irqs_disabled());
+	local_irq_restore(flags);
+	KUNIT_EXPECT_EQ(test, i, 0);
+	KUNIT_EXPECT_MEMEQ(test, in, out, 13);
+
+	unmapped_pool_free(((struct up_test *)test->priv)->pool, page);
+	up_put_and_expect_nothing(test);
+}
+
+static void up_test_window_task(struct kunit *test)
+{
+	struct page *page = up_alloc(test, GFN(0), false);
+	struct mm_struct *mm = mm_alloc();
+	u64 val = 0x1122334455667788ULL, found = 0;
+
+	KUNIT_ASSERT_NOT_NULL(test, mm);
+
+	/* The test is a kernel thread.  Now with an mm of a task, too. */
+	KUNIT_EXPECT_EQ(test, unmapped_page_write(page, 8, &val, 8), 0);
+	kthread_use_mm(mm);
+	KUNIT_EXPECT_EQ(test, unmapped_page_read(page, 8, &found, 8), 0);
+	KUNIT_EXPECT_EQ(test, found, val);
+	preempt_disable();
+	val = ~val;
+	KUNIT_EXPECT_EQ(test, unmapped_page_write(page, 8, &val, 8), 0);
+	preempt_enable();
+	kthread_unuse_mm(mm);
+	mmput(mm);
+	KUNIT_EXPECT_EQ(test, unmapped_page_read(page, 8, &found, 8), 0);
+	KUNIT_EXPECT_EQ(test, found, val);
+
+	unmapped_pool_free(((struct up_test *)test->priv)->pool, page);
+	up_put_and_expect_nothing(test);
+}
+
+static void up_test_cmpxchg(struct kunit *test)
+{
+	struct page *page = up_alloc(test, GFN(0), false);
+	u8 init[32], old[16], new[16], expect[32], found[32];
+	unsigned int size;
+
+	for (size = 1; size <= 16; size *= 2) {
+		if (size == 16 && !IS_ENABLED(CONFIG_X86_64))
+			break;
+		get_random_bytes(init, sizeof(init));
+		get_random_bytes(new, sizeof(new));
+		KUNIT_EXPECT_EQ(test, unmapped_page_write(page, 64, init, sizeof(init)), 0);
+
+		/* Match: @size bytes change, and no others. */
+		memcpy(old, init + 16, size);
+		KUNIT_EXPECT_EQ(test, unmapped_page_cmpxchg(page, 80, old, new, size), 0);
+		memcpy(expect, init, sizeof(init));
+		memcpy(expect + 16, new, size);
+		KUNIT_EXPECT_EQ(test, unmapped_page_read(page, 64, found, sizeof(found)), 0);
+		KUNIT_EXPECT_MEMEQ(test, found, expect, sizeof(found));
+
+		/* No match: the contents are told, and do not change. */
+		memcpy(old, new, size);
+		old[size - 1] ^= 1;
+		KUNIT_EXPECT_EQ(test, unmapped_page_cmpxchg(page, 80, old, init, size), 1);
+		KUNIT_EXPECT_MEMEQ(test, old, new, size);
+		KUNIT_EXPECT_EQ(test, unmapped_page_read(page, 64, found, sizeof(found)), 0);
+		KUNIT_EXPECT_MEMEQ(test, found, expect, sizeof(found));
+
+		if (size > 1)
+			KUNIT_EXPECT_EQ(test, unmapped_page_cmpxchg(page, 81, old, new, size),
+					-EINVAL);
+	}
+	KUNIT_EXPECT_EQ(test, unmapped_page_cmpxchg(page, 0, old, new, 3), -EINVAL);
+	KUNIT_EXPECT_EQ(test, unmapped_page_cmpxchg(page, 0, old, new, 0), -EINVAL);
+	KUNIT_EXPECT_EQ(test, unmapped_page_cmpxchg(page, PAGE_SIZE, old, new, 1), -EINVAL);
+
+	unmapped_pool_free(((struct up_test *)test->priv)->pool, page);
+	up_put_and_expect_nothing(test);
+}
+
+static void up_test_copy_page(struct kunit *test)
+{
+	struct page *page = up_alloc(test, GFN(0), false);
+	struct page *from = alloc_page(GFP_KERNEL), *to = alloc_page(GFP_KERNEL);
+
+	KUNIT_ASSERT_NOT_NULL(test, from);
+	KUNIT_ASSERT_NOT_NULL(test, to);
+	get_random_bytes(page_address(from), PAGE_SIZE);
+	KUNIT_EXPECT_EQ(test, unmapped_page_copy_from(page, from), 0);
+	KUNIT_EXPECT_EQ(test, unmapped_page_copy_to(to, page), 0);
+	KUNIT_EXPECT_MEMEQ(test, page_address(from), page_address(to), PAGE_SIZE);
+	__free_page(from);
+	__free_page(to);
+
+	unmapped_pool_free(((struct up_test *)test->priv)->pool, page);
+	up_put_and_expect_nothing(test);
+}
+
+/* Every page of the block, not only the one that was asked for. */
+static void up_test_absent(struct kunit *test)
+{
+	struct up_test *t = test->priv;
+	struct page *page = up_alloc(test, GFN(0), true);
+	u64 refused = unmapped_pool_refused();
+	unsigned long i, nr = 0;
+	struct page *p;
+
+	KUNIT_EXPECT_TRUE(test, unmapped_pool_active());
+	KUNIT_EXPECT_EQ(test, unmapped_pool_bytes(t->pool), up_bytes(test));
+	KUNIT_EXPECT_EQ(test, page_count(page), 1);
+
+	for (i = 0; i < up_bytes(test) >> PAGE_SHIFT; i++) {
+		p = page + i;
+		if (!page_is_unmapped(p))
+			continue;
+		nr++;
+		KUNIT_ASSERT_FALSE(test, kernel_page_present(p));
+		KUNIT_ASSERT_EQ(test, up_peek(p), -EFAULT);
+	}
+	/* gfn is the first of its range, so page is the first of its block. */
+	KUNIT_EXPECT_EQ(test, nr, up_bytes(test) >> PAGE_SHIFT);
+	KUNIT_EXPECT_EQ(test, unmapped_pool_refused() - refused, nr);
+	KUNIT_EXPECT_FALSE(test, page_is_unmapped(page + nr));
+
+	unmapped_pool_free(t->pool, page);
+	up_put_and_expect_nothing(test);
+
+	KUNIT_EXPECT_TRUE(test, kernel_page_present(page));
+	KUNIT_EXPECT_FALSE(test, page_is_unmapped(page));
+	KUNIT_EXPECT_EQ(test, up_peek(page), 0);
+	KUNIT_EXPECT_EQ(test, unmapped_pool_refused() - refused, nr);
+}
+
+struct up_peek_args {
+	struct page	*page;
+	unsigned int	nr;
+	unsigned int	readable;
+};
+
+static void up_peek_range(void *data)
+{
+	struct up_peek_args *args = data;
+	unsigned int i;
+
+	args->readable = 0;
+	for (i = 0; i < args->nr; i++)
+		args->readable += !up_peek(args->page + i);
+}
+
+/* Have all CPUs access the pages while they are still mapped. */
+static struct page *up_alloc_primed(struct mempolicy *pol, pgoff_t ilx, gfp_t gfp,
+				    unsigned int order)
+{
+	struct up_test *t = kunit_get_current_test()->priv;
+	struct up_peek_args args = { .nr = 1U << order };
+	int cpu;
+
+	args.page = alloc_pages(gfp, order);
+	if (!args.page)
+		return NULL;
+
+	for_each_online_cpu(cpu) {
+		smp_call_function_single(cpu, up_peek_range, &args, 1);
+		KUNIT_EXPECT_EQ(kunit_get_current_test(), args.readable, args.nr);
+	}
+	t->primed = args.page;
+	t->primed_order = order;
+	split_page(args.page, order);
+	return args.page;
+}
+
+static void up_test_other_cpus(struct kunit *test)
+{
+	struct up_test *t = test->priv;
+	struct up_peek_args args;
+	struct page *page;
+	int cpu;
+
+	if (num_online_cpus() < 2)
+		kunit_skip(test, "needs two CPUs");
+
+	/* Entries for the direct map may be large or small. */
+	for (t->max_order = 0; t->max_order < 2; t->max_order++) {
+		kunit_activate_static_stub(test, unmapped_alloc_order, up_alloc_primed);
+		page = up_alloc(test, GFN(t->max_order), true);
+		kunit_deactivate_static_stub(test, unmapped_alloc_order);
+
+		args.page = t->primed;
+		args.nr = 1U << t->primed_order;
+		for_each_online_cpu(cpu) {
+			smp_call_function_single(cpu, up_peek_range, &args, 1);
+			KUNIT_EXPECT_EQ_MSG(test, args.readable, 0, "on CPU %d", cpu);
+		}
+		unmapped_pool_free(t->pool, page);
+	}
+	up_put_and_expect_nothing(test);
+}
+
+/* Looks at what is mapped again the last moment before it is. */
+static int up_set_valid(unsigned long pfn, unsigned int nr, bool valid)
+{
+	struct up_test *t = kunit_get_current_test()->priv;
+	unsigned int i;
+	int ret;
+
+	if (valid) {
+		for (i = 0; i < nr; i++)
+			t->dirty_pages += !up_is_zero(pfn_to_page(pfn + i));
+		if (t->fail_restore)
+			return -ENOMEM;
+		t->restored_pages += nr;
+	} else if (t->fail_zap) {
+		/* Half of it done. */
+		ret = set_direct_map_valid_noflush(pfn_to_page(pfn), nr / 2, false);
+		return ret ?: -ENOMEM;
+	}
+	return set_direct_map_valid_noflush(pfn_to_page(pfn), nr, valid);
+}
+
+static void up_test_scrub(struct kunit *test)
+{
+	struct up_test *t = test->priv;
+	struct page *page[8];
+	unsigned int i;
+
+	kunit_activate_static_stub(test, unmapped_set_valid, up_set_valid);
+
+	for (i = 0; i < ARRAY_SIZE(page); i++) {
+		page[i] = up_alloc(test, GFN(i / 4) + i % 4, true);
+		up_fill(test, page[i], ~0ULL);
+	}
+
+	/* Before it can be handed out again ... */
+	unmapped_pool_free(t->pool, page[0]);
+	KUNIT_EXPECT_TRUE(test, page_is_unmapped(page[0]));
+	KUNIT_EXPECT_TRUE(test, up_is_zero(page[0]));
+	KUNIT_EXPECT_FALSE(test, up_is_zero(page[1]));
+
+	/* ... and before it is mapped. */
+	for (i = 1; i < ARRAY_SIZE(page); i++)
+		unmapped_pool_free(t->pool, page[i]);
+	up_put_and_expect_nothing(test);
+	KUNIT_EXPECT_EQ(test, t->dirty_pages, 0);
+	KUNIT_EXPECT_GE(test, t->restored_pages, ARRAY_SIZE(page));
+	for (i = 0; i < ARRAY_SIZE(page); i++)
+		KUNIT_EXPECT_TRUE(test, kernel_page_present(page[i]));
+}
+
+static void up_test_free_clean(struct kunit *test)
+{
+	struct up_test *t = test->priv;
+	struct page *page = up_alloc(test, GFN(0), false);
+
+	/* No scrub: that is what distinguishes it, so a lie is found out. */
+	up_fill(test, page, 1);
+	unmapped_pool_free_clean(t->pool, page);
+	KUNIT_EXPECT_TRUE(test, page_is_unmapped(page));
+	KUNIT_EXPECT_FALSE(test, up_is_zero(page));
+	KUNIT_EXPECT_EQ(test, unmapped_page_clear(page), 0);
+	up_put_and_expect_nothing(test);
+}
+
+static void up_test_quarantine(struct kunit *test)
+{
+	struct up_test *t = test->priv;
+	struct page *page = up_alloc(test, GFN(0), false), *other;
+	unsigned int i;
+
+	up_fill(test, page, ~0ULL);
+	get_page(page);
+	unmapped_pool_free(t->pool, page);
+	KUNIT_EXPECT_EQ(test, up_quarantined(test), PAGE_SIZE);
+	KUNIT_EXPECT_FALSE(test, kernel_page_present(page));
+
+	/* Written by the one who has the reference: has to be scrubbed, too. */
+	up_fill(test, page, 5);
+	for (i = 0; i < 2 * BLOCK_PAGES; i++) {
+		other = up_alloc(test, GFN(0), false);
+		KUNIT_ASSERT_PTR_NE(test, page, other);
+		unmapped_pool_free_clean(t->pool, other);
+	}
+	KUNIT_EXPECT_EQ(test, up_quarantined(test), PAGE_SIZE);
+	KUNIT_EXPECT_EQ(test, unmapped_pool_shrink(ULONG_MAX), 0);
+
+	put_page(page);
+	unmapped_pool_free_clean(t->pool, up_alloc(test, GFN(0), false));
+	KUNIT_EXPECT_EQ(test, up_quarantined(test), 0);
+	KUNIT_EXPECT_TRUE(test, page_is_unmapped(page));
+	KUNIT_EXPECT_TRUE(test, up_is_zero(page));
+	up_put_and_expect_nothing(test);
+}
+
+static void up_wait(struct kunit *test)
+{
+	unsigned int i;
+
+	for (i = 0; i < 100 && up_bytes(test); i++)
+		msleep(100);
+	KUNIT_EXPECT_EQ(test, up_bytes(test), 0);
+	KUNIT_EXPECT_EQ(test, up_quarantined(test), 0);
+}
+
+/* The pool outlives its creator for as long as a page is referenced. */
+static void up_test_quarantine_put(struct kunit *test)
+{
+	struct up_test *t = test->priv;
+	struct page *page = up_alloc(test, GFN(0), false);
+	struct page *other = up_alloc(test, GFN(7), true);
+
+	up_fill(test, page, ~0ULL);
+	get_page(page);
+	unmapped_pool_free(t->pool, page);
+	unmapped_pool_free(t->pool, other);
+	up_put(test);
+	/* The block of the other one has gone. */
+	KUNIT_EXPECT_FALSE(test, page_is_unmapped(other));
+	KUNIT_EXPECT_TRUE(test, page_is_unmapped(page));
+	KUNIT_EXPECT_EQ(test, up_quarantined(test), PAGE_SIZE);
+	KUNIT_EXPECT_LE(test, up_bytes(test), PAGE_SIZE * BLOCK_PAGES);
+	KUNIT_EXPECT_TRUE(test, unmapped_pool_active());
+	msleep(1000);
+	KUNIT_EXPECT_FALSE(test, kernel_page_present(page));
+
+	put_page(page);
+	up_wait(test);
+	KUNIT_EXPECT_TRUE(test, kernel_page_present(page));
+}
+
+/* As for a page that the owner gives back after it dropped the pool. */
+static void up_test_free_after_put(struct kunit *test)
+{
+	struct up_test *t = test->priv;
+	struct unmapped_pool *pool = t->pool;
+	struct page *page = up_alloc(test, GFN(0), false);
+
+	up_put(test);
+	KUNIT_EXPECT_TRUE(test, page_is_unmapped(page));
+	unmapped_pool_free(pool, page);
+	KUNIT_EXPECT_EQ(test, up_bytes(test), 0);
+}
+
+static void up_test_home(struct kunit *test)
+{
+	struct up_test *t = test->priv;
+	struct page *a, *b, *c, *d;
+
+	a = up_alloc(test, GFN(0) + 3, true);
+	if (up_bytes(test) != PAGE_SIZE * BLOCK_PAGES)
+		kunit_skip(test, "no large block to be had");
+	KUNIT_EXPECT_EQ(test, page_to_pfn(a) % BLOCK_PAGES, 3);
+
+	/* Same range, same block; asking for whole is not needed any more. */
+	b = up_alloc(test, GFN(0) + BLOCK_PAGES - 1, false);
+	KUNIT_EXPECT_PTR_EQ(test, b, a + BLOCK_PAGES - 4);
+	KUNIT_EXPECT_EQ(test, up_bytes(test), PAGE_SIZE * BLOCK_PAGES);
+
+	/* Another range, another block. */
+	c = up_alloc(test, GFN(1), true);
+	KUNIT_EXPECT_EQ(test, page_to_pfn(c) % BLOCK_PAGES, 0);
+	KUNIT_EXPECT_NE(test, page_to_pfn(c), page_to_pfn(a) - 3);
+	KUNIT_EXPECT_EQ(test, up_bytes(test), 2 * PAGE_SIZE * BLOCK_PAGES);
+
+	/* A page that came back: for its gfn, and else for any. */
+	unmapped_pool_free(t->pool, b);
+	KUNIT_EXPECT_PTR_EQ(test, up_alloc(test, GFN(0) + BLOCK_PAGES - 1, true), b);
+	unmapped_pool_free(t->pool, b);
+	d = up_alloc(test, GFN(9) + 77, false);
+	KUNIT_EXPECT_PTR_EQ(test, d, b);
+	/* Its own gfn has to go somewhere else then, but no reserved page is taken. */
+	b = up_alloc(test, GFN(0) + BLOCK_PAGES - 1, true);
+	KUNIT_EXPECT_PTR_NE(test, d, b);
+	KUNIT_EXPECT_EQ(test, up_bytes(test), 3 * PAGE_SIZE * BLOCK_PAGES);
+	KUNIT_EXPECT_PTR_EQ(test, up_alloc(test, GFN(0) + 4, false), a + 1);
+	unmapped_pool_free(t->pool, a + 1);
+
+	/* An idle block may become home of another range. */
+	unmapped_pool_free(t->pool, c);
+	c = up_alloc(test, GFN(5) + 8, true);
+	KUNIT_EXPECT_EQ(test, page_to_pfn(c) % BLOCK_PAGES, 8);
+	KUNIT_EXPECT_EQ(test, up_bytes(test), 3 * PAGE_SIZE * BLOCK_PAGES);
+
+	unmapped_pool_free(t->pool, a);
+	unmapped_pool_free(t->pool, b);
+	unmapped_pool_free(t->pool, c);
+	unmapped_pool_free(t->pool, d);
+	/* A pool keeps little of what it does not use. */
+	KUNIT_EXPECT_EQ(test, up_bytes(test), PAGE_SIZE * BLOCK_PAGES);
+	up_put_and_expect_nothing(test);
+}
+
+static struct page *up_alloc_limited(struct mempolicy *pol, pgoff_t ilx, gfp_t gfp,
+				     unsigned int order)
+{
+	struct up_test *t = kunit_get_current_test()->priv;
+	struct page *page;
+
+	if (t->no_memory || order > t->max_order)
+		return NULL;
+	page = alloc_pages(gfp, order);
+	if (page)
+		split_page(page, order);
+	t->last_order = order;
+	return page;
+}
+
+static void up_test_fallback(struct kunit *test)
+{
+	struct up_test *t = test->priv;
+	struct page *page[24];
+	unsigned int i;
+
+	kunit_activate_static_stub(test, unmapped_alloc_order, up_alloc_limited);
+	kunit_activate_static_stub(test, unmapped_set_valid, up_set_valid);
+
+	for (i = 0; i < ARRAY_SIZE(page); i++) {
+		t->max_order = i < 16 ? 3 : 0;
+		page[i] = up_alloc(test, GFN(0) + i, true);
+		KUNIT_EXPECT_FALSE(test, kernel_page_present(page[i]));
+		KUNIT_EXPECT_TRUE(test, up_is_zero(page[i]));
+		up_fill(test, page[i], ~0ULL);
+	}
+	KUNIT_EXPECT_EQ(test, t->last_order, 0);
+	KUNIT_EXPECT_EQ(test, up_bytes(test), ARRAY_SIZE(page) * PAGE_SIZE);
+
+	/* Nothing at all: an error, and then what is reserved for others. */
+	t->no_memory = true;
+	KUNIT_EXPECT_EQ(test, PTR_ERR(unmapped_pool_alloc(t->pool, GFN(3), 0, true, NULL, 0,
+							  GFP_KERNEL)), -ENOMEM);
+	KUNIT_EXPECT_EQ(test, up_bytes(test), ARRAY_SIZE(page) * PAGE_SIZE);
+
+	for (i = 0; i < ARRAY_SIZE(page); i++)
+		unmapped_pool_free(t->pool, page[i]);
+	up_put_and_expect_nothing(test);
+	KUNIT_EXPECT_EQ(test, t->dirty_pages, 0);
+	for (i = 0; i < ARRAY_SIZE(page); i++)
+		KUNIT_EXPECT_TRUE(test, kernel_page_present(page[i]));
+}
+
+static void up_test_no_memory_takes_reserved(struct kunit *test)
+{
+	struct up_test *t = test->priv;
+	struct page *page = up_alloc(test, GFN(0), true), *other;
+
+	if (up_bytes(test) != PAGE_SIZE * BLOCK_PAGES)
+		kunit_skip(test, "no large block to be had");
+
+	t->no_memory = true;
+	kunit_activate_static_stub(test, unmapped_alloc_order, up_alloc_limited);
+	other = up_alloc(test, GFN(1), true);
+	KUNIT_EXPECT_PTR_NE(test, page, other);
+	unmapped_pool_free(t->pool, page);
+	unmapped_pool_free(t->pool, other);
+	up_put_and_expect_nothing(test);
+}
+
+static void up_test_zap_fails(struct kunit *test)
+{
+	struct up_test *t = test->priv;
+	struct page *page;
+
+	kunit_activate_static_stub(test, unmapped_set_valid, up_set_valid);
+	t->fail_zap = true;
+	page = unmapped_pool_alloc(t->pool, GFN(0), 0, true, NULL, 0, GFP_KERNEL);
+	KUNIT_EXPECT_EQ(test, PTR_ERR(page), -ENOMEM);
+	/* Both halves are back. */
+	KUNIT_EXPECT_EQ(test, up_bytes(test), 0);
+	KUNIT_EXPECT_GT(test, t->restored_pages, 0);
+
+	/* And once more without a way back: it is kept, and not used. */
+	t->fail_restore = true;
+	page = unmapped_pool_alloc(t->pool, GFN(0), 0, true, NULL, 0, GFP_KERNEL);
+	KUNIT_EXPECT_EQ(test, PTR_ERR(page), -ENOMEM);
+	KUNIT_EXPECT_GT(test, up_bytes(test), 0);
+	KUNIT_EXPECT_EQ(test, up_bytes(test), up_quarantined(test));
+
+	/* The retry comes from a worker, which the stubs do not apply to. */
+	up_put(test);
+	up_wait(test);
+}
+
+static void up_test_restore_fails(struct kunit *test)
+{
+	struct up_test *t = test->priv;
+	struct page *page = up_alloc(test, GFN(0), true);
+	u64 bytes = up_bytes(test);
+
+	up_fill(test, page, ~0ULL);
+	kunit_activate_static_stub(test, unmapped_set_valid, up_set_valid);
+	t->fail_restore = true;
+	unmapped_pool_free(t->pool, page);
+	up_put(test);
+	KUNIT_EXPECT_EQ(test, t->dirty_pages, 0);
+	KUNIT_EXPECT_EQ(test, up_bytes(test), bytes);
+	KUNIT_EXPECT_EQ(test, up_quarantined(test), bytes);
+	KUNIT_EXPECT_TRUE(test, page_is_unmapped(page));
+	KUNIT_EXPECT_EQ(test, page_count(page), 1);
+
+	up_wait(test);
+	KUNIT_EXPECT_TRUE(test, kernel_page_present(page));
+}
+
+static void up_test_shrink(struct kunit *test)
+{
+	struct up_test *t = test->priv;
+	struct page *page = up_alloc(test, GFN(0), true);
+	struct page *other = up_alloc(test, GFN(1), true);
+	u64 bytes = up_bytes(test);
+
+	/* Nothing to be had from blocks in use. */
+	KUNIT_EXPECT_EQ(test, unmapped_pool_shrink(ULONG_MAX), 0);
+	KUNIT_EXPECT_EQ(test, up_bytes(test), bytes);
+
+	/* What the pool kept goes. */
+	unmapped_pool_free(t->pool, page);
+	KUNIT_EXPECT_EQ(test, up_bytes(test), bytes);
+	KUNIT_EXPECT_EQ(test, unmapped_pool_shrink(1) << PAGE_SHIFT, bytes / 2);
+	KUNIT_EXPECT_EQ(test, up_bytes(test), bytes / 2);
+	KUNIT_EXPECT_TRUE(test, kernel_page_present(page));
+
+	unmapped_pool_free(t->pool, other);
+	up_put_and_expect_nothing(test);
+}
+
+#if defined(CONFIG_PROC_FS) && defined(CONFIG_X86)
+static unsigned long up_meminfo(const char *name)
+{
+	static char buf[512];
+	struct seq_file m = { .buf = buf, .size = sizeof(buf) - 1 };
+	unsigned long kb = 0;
+	char *p;
+
+	arch_report_meminfo(&m);
+	buf[m.count] = 0;
+	p = strstr(buf, name);
+	if (p && sscanf(p + strlen(name), " %lu kB", &kb) != 1)
+		kb = 0;
+	return kb;
+}
+
+static void up_test_large_entries(struct kunit *test)
+{
+	struct up_test *t = test->priv;
+	struct page *page[6];
+	unsigned long small;
+	unsigned int i, pass;
+
+	if (!up_meminfo("DirectMap2M:"))
+		kunit_skip(test, "the direct map has no 2 MiB entries");
+
+	/*
+	 * Only in a second pass it is clear that it is the same memory.  In the
+	 * first one blocks may come where the direct map is small already.
+	 */
+	for (pass = 0; pass < 2; pass++) {
+		small = up_meminfo("DirectMap4k:");
+		for (i = 0; i < ARRAY_SIZE(page); i++)
+			page[i] = up_alloc(test, GFN(i), true);
+		if (up_bytes(test) != ARRAY_SIZE(page) * BLOCK_PAGES * PAGE_SIZE)
+			kunit_skip(test, "no large blocks to be had");
+		KUNIT_EXPECT_EQ(test, up_meminfo("DirectMap4k:"), small);
+		for (i = 0; i < ARRAY_SIZE(page); i++)
+			unmapped_pool_free(t->pool, page[i]);
+		unmapped_pool_shrink(ULONG_MAX);
+		KUNIT_EXPECT_EQ(test, up_bytes(test), 0);
+		KUNIT_EXPECT_EQ(test, up_meminfo("DirectMap4k:"), small);
+	}
+	up_put_and_expect_nothing(test);
+}
+#endif
+
+#ifdef CONFIG_MEMORY_FAILURE
+/* Leaves two pages behind which stay poisoned until reboot. */
+static void up_test_memory_failure(struct kunit *test)
+{
+	struct up_test *t = test->priv;
+	struct page *page = up_alloc(test, GFN(0) + 7, true);
+	struct page *idle, *other;
+
+	if (up_bytes(test) != PAGE_SIZE * BLOCK_PAGES)
+		kunit_skip(test, "no large block to be had");
+	idle = page + 1;
+
+	/* Handed out: the owner hears of it and gives it back. */
+	KUNIT_EXPECT_EQ(test, memory_failure(page_to_pfn(page), MF_SW_SIMULATED), 0);
+	KUNIT_EXPECT_EQ(test, t->mf_calls, 1);
+	KUNIT_EXPECT_EQ(test, t->mf_index, GFN(0) + 7);
+	KUNIT_EXPECT_PTR_EQ(test, t->mf_page, page);
+	KUNIT_EXPECT_TRUE(test, PageHWPoison(page));
+	KUNIT_EXPECT_EQ(test, memory_failure(page_to_pfn(page), MF_SW_SIMULATED), -EHWPOISON);
+	KUNIT_EXPECT_EQ(test, t->mf_calls, 1);
+
+	/* Not handed out: nobody has to hear of it. */
+	KUNIT_EXPECT_EQ(test, memory_failure(page_to_pfn(idle), MF_SW_SIMULATED), 0);
+	KUNIT_EXPECT_EQ(test, t->mf_calls, 1);
+	KUNIT_EXPECT_EQ(test, up_quarantined(test), PAGE_SIZE);
+
+	KUNIT_EXPECT_EQ(test, soft_offline_page(page_to_pfn(page + 2), 0), -EOPNOTSUPP);
+	KUNIT_EXPECT_EQ(test, unpoison_memory(page_to_pfn(idle)), -EOPNOTSUPP);
+
+	unmapped_pool_free(t->pool, page);
+	KUNIT_EXPECT_EQ(test, up_quarantined(test), 2 * PAGE_SIZE);
+	other = up_alloc(test, GFN(0) + 7, true);
+	KUNIT_EXPECT_PTR_NE(test, other, page);
+	unmapped_pool_free(t->pool, other);
+	other = up_alloc(test, GFN(0) + 8, true);
+	KUNIT_EXPECT_PTR_NE(test, other, idle);
+	unmapped_pool_free(t->pool, other);
+
+	/* Their neighbours go back, they themselves never. */
+	up_put(test);
+	KUNIT_EXPECT_EQ(test, up_bytes(test), 2 * PAGE_SIZE);
+	KUNIT_EXPECT_EQ(test, up_quarantined(test), 2 * PAGE_SIZE);
+	KUNIT_EXPECT_TRUE(test, page_is_unmapped(page));
+	KUNIT_EXPECT_TRUE(test, page_is_unmapped(idle));
+	KUNIT_EXPECT_FALSE(test, kernel_page_present(page));
+	KUNIT_EXPECT_FALSE(test, kernel_page_present(idle));
+	KUNIT_EXPECT_FALSE(test, page_is_unmapped(page - 1));
+	KUNIT_EXPECT_FALSE(test, page_is_unmapped(page + 2));
+	KUNIT_EXPECT_TRUE(test, kernel_page_present(page - 1));
+	KUNIT_EXPECT_TRUE(test, kernel_page_present(page + 2));
+	KUNIT_EXPECT_EQ(test, memory_failure(page_to_pfn(page), MF_SW_SIMULATED), -EHWPOISON);
+	KUNIT_EXPECT_EQ(test, t->mf_calls, 1);
+}
+
+/* No callback after unregistration. */
+static void up_test_unregister(struct kunit *test)
+{
+	struct up_test *t = test->priv;
+	struct page *page = up_alloc(test, GFN(0), false);
+
+	unmapped_pool_unregister(t->pool);
+	KUNIT_EXPECT_EQ(test, unmapped_pool_memory_failure(page), 0);
+	KUNIT_EXPECT_EQ(test, t->mf_calls, 0);
+	/* Only a test may do that. */
+	ClearPageHWPoison(page);
+	unmapped_pool_free(t->pool, page);
+	up_put_and_expect_nothing(test);
+}
+#endif
+
+/* Several owners of pages at once, all of which check what they have. */
+struct up_worker {
+	struct task_struct	*task;
+	struct up_test		*t;
+	unsigned int		id;
+	unsigned long		errors;
+	struct completion	done;
+};
+
+#define UP_STRESS_PAGES		64
+#define UP_STRESS_ROUNDS	1500
+
+static int up_stress(void *data)
+{
+	struct page *page[UP_STRESS_PAGES] = {};
+	struct up_worker *w = data;
+	struct rnd_state rnd;
+	unsigned int i, n;
+
+	prandom_seed_state(&rnd, w->id + 1);
+	for (n = 0; n < UP_STRESS_ROUNDS + UP_STRESS_PAGES; n++) {
+		u32 r = prandom_u32_state(&rnd);
+		u64 tag, found = 0;
+
+		/* In the end everything is given back. */
+		i = n < UP_STRESS_ROUNDS ? r % UP_STRESS_PAGES : n - UP_STRESS_ROUNDS;
+		tag = (u64)w->id << 32 | (i + 1);
+
+		if (page[i]) {
+			if (unmapped_page_read(page[i], 8 * i, &found, 8) || found != tag ||
+			    kernel_page_present(page[i]))
+				w->errors++;
+			unmapped_pool_free(w->t->pool, page[i]);
+			page[i] = NULL;
+		} else if (n < UP_STRESS_ROUNDS) {
+			page[i] = unmapped_pool_alloc(w->t->pool, GFN(i % 8) + w->id * 64 + i, i,
+						      r & 0x10000, NULL, 0, GFP_KERNEL);
+			if (IS_ERR(page[i])) {
+				page[i] = NULL;
+				w->errors++;
+			} else if (!up_is_zero(page[i]) ||
+				   unmapped_page_write(page[i], 8 * i, &tag, 8)) {
+				w->errors++;
+			}
+		}
+		if (!(n % 64))
+			unmapped_pool_shrink(ULONG_MAX);
+	}
+	complete(&w->done);
+	return 0;
+}
+
+static void up_test_stress(struct kunit *test)
+{
+	struct up_worker *w;
+	unsigned int i, nr = min(num_online_cpus() + 1, 6);
+
+	w = kunit_kcalloc(test, nr, sizeof(*w), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, w);
+	for (i = 0; i < nr; i++) {
+		w[i].t = test->priv;
+		w[i].id = i;
+		init_completion(&w[i].done);
+		w[i].task = kthread_run(up_stress, &w[i], "up_stress/%u", i);
+		if (IS_ERR(w[i].task)) {
+			w[i].errors++;
+			complete(&w[i].done);
+		}
+	}
+	for (i = 0; i < nr; i++) {
+		wait_for_completion(&w[i].done);
+		KUNIT_EXPECT_EQ(test, w[i].errors, 0);
+	}
+	up_put_and_expect_nothing(test);
+}
+
+static struct kunit_case up_cases[] = {
+	KUNIT_CASE(up_test_window),
+	KUNIT_CASE(up_test_window_task),
+	KUNIT_CASE(up_test_cmpxchg),
+	KUNIT_CASE(up_test_copy_page),
+	KUNIT_CASE(up_test_absent),
+	KUNIT_CASE(up_test_other_cpus),
+	KUNIT_CASE(up_test_scrub),
+	KUNIT_CASE(up_test_free_clean),
+	KUNIT_CASE(up_test_quarantine),
+	KUNIT_CASE(up_test_quarantine_put),
+	KUNIT_CASE(up_test_free_after_put),
+	KUNIT_CASE(up_test_home),
+#if defined(CONFIG_PROC_FS) && defined(CONFIG_X86)
+	KUNIT_CASE(up_test_large_entries),
+#endif
+	KUNIT_CASE(up_test_fallback),
+	KUNIT_CASE(up_test_no_memory_takes_reserved),
+	KUNIT_CASE(up_test_zap_fails),
+	KUNIT_CASE(up_test_restore_fails),
+	KUNIT_CASE(up_test_shrink),
+	KUNIT_CASE_SLOW(up_test_stress),
+#ifdef CONFIG_MEMORY_FAILURE
+	KUNIT_CASE(up_test_unregister),
+	KUNIT_CASE(up_test_memory_failure),
+#endif
+	{}
+};
+
+static struct kunit_suite up_suite = {
+	.name = "unmapped_pool",
+	.init = up_init,
+	.exit = up_exit,
+	.test_cases = up_cases,
+};
+kunit_test_suite(up_suite);

@@ -1,0 +1,1415 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Pools of pages that the kernel cannot address.
+ *
+ * An unmapped page has no entry in the kernel's direct map nor in any other
+ * kernel alias, and no CPU has a TLB entry for one: a stray pointer or a
+ * speculative load in the kernel cannot reach its contents.  The owner of a
+ * pool, for example KVM on behalf of one VM, maps the pages where they are to
+ * be used, and otherwise accesses them by the window (unmapped_page_read() and
+ * the like).
+ *
+ * Blocks.  Changing the direct map costs a TLB flush on all CPUs, and changing
+ * single pages shatters its large entries.  So pages are taken in blocks of the
+ * size of a large entry when the buddy allocator has one, in smaller blocks if
+ * not.  A block is taken off the direct map as a whole and is given back as a
+ * whole; in between it serves one pool only.  Its pages are split: each has a
+ * reference count, of which the block owns one.  The owner of the pool may take
+ * more.
+ *
+ * Page states, by block->state[]:
+ *
+ *   FREE		zeroed, for any gfn of the pool
+ *   RESERVED		zeroed, not handed out yet; for its gfn in a home block
+ *   USED		handed out
+ *   QUARANTINED	given back, but someone still holds a reference; or the
+ *			block could not be put back on the direct map
+ *   POISONED		has a memory error: stays off the direct map for good
+ *   RETURNED		gone back to the buddy allocator (of a block that has
+ *			POISONED pages, which are all that is left of it)
+ *
+ *			 alloc
+ *	FREE, RESERVED --------> USED ----> QUARANTINED ----> POISONED
+ *	     ^ ^		  | free	 |		  ^
+ *	     | +------------------+		 |		  |
+ *	     +-----------------------------------+	from any state but
+ *		      scrubbed				RETURNED
+ *
+ * A home block belongs to one naturally aligned range of gfns, the page for
+ * each gfn being at the offset that the gfn has in the range.  So the range can
+ * be mapped by one large entry on the side of the owner.
+ *
+ * Invariants:
+ *
+ *  - A page is in the lookup (unmapped_blocks) before it is taken off the direct
+ *    map, and until it is back on.
+ *  - FREE and RESERVED pages are zero.  Whatever was USED is scrubbed through
+ *    the window, when the last foreign reference has gone, before the pool uses
+ *    it again and before it is mapped.
+ *  - What goes back to the buddy allocator is mapped.  If mapping it fails, it
+ *    is kept and counted as quarantined, and tried again.
+ *  - Every page off the direct map is counted in unmapped_pages, and in the
+ *    nr_pages of its pool.
+ *
+ * Locks:
+ *
+ *	pool->grow_lock		serializes the addition of blocks; not taken by
+ *				the shrinker, memory may be allocated under it
+ *	  pool->lock		all lists, block and page states of the pool
+ *
+ *	pool->ops_lock		for read around callbacks, for write to end
+ *				them; no other lock of the pool is held then
+ *
+ *	unmapped_pools_lock	(spinlock, innermost) the list of pools
+ *
+ * The shrinker only tries pool->lock, so it may be held across an allocation.
+ *
+ * References to the pool: one for its creator, one for each block, one for the
+ * pending work.  Blocks and pools are freed after an RCU grace period, because
+ * the lookup is lock-free: it is used by the page fault handler.
+ */
+#define pr_fmt(fmt) "unmapped_pool: " fmt
+
+#include <kunit/static_stub.h>
+#include <kunit/visibility.h>
+#include <linux/kernel.h>
+#include <linux/kobject.h>
+#include <linux/kvm_types.h>
+#include <linux/list.h>
+#include <linux/memcontrol.h>
+#include <linux/mempolicy.h>
+#include <linux/mm.h>
+#include <linux/mutex.h>
+#include <linux/ptrace.h>
+#include <linux/rbtree.h>
+#include <linux/rwsem.h>
+#include <linux/sched/mm.h>
+#include <linux/set_memory.h>
+#include <linux/shrinker.h>
+#include <linux/slab.h>
+#include <linux/suspend.h>
+#include <linux/sysfs.h>
+#include <linux/vmalloc.h>
+#include <linux/workqueue.h>
+#include <linux/xarray.h>
+
+#include <asm/tlbflush.h>
+
+#include "internal.h"
+#include "page_alloc.h"
+#include "unmapped_pool.h"
+
+#define CREATE_TRACE_POINTS
+#include <trace/events/unmapped_pool.h>
+
+enum unmapped_state {
+	UNMAPPED_FREE,
+	UNMAPPED_RESERVED,
+	UNMAPPED_USED,
+	UNMAPPED_QUARANTINED,
+	UNMAPPED_POISONED,
+	UNMAPPED_RETURNED,
+	UNMAPPED_NR_STATES
+};
+
+enum unmapped_phase {
+	UNMAPPED_SETUP,		/* on its way off the direct map */
+	UNMAPPED_READY,		/* off the direct map */
+	UNMAPPED_BROKEN,	/* neither quite on nor quite off: to be given back */
+};
+
+#define UNMAPPED_NO_HOME	(~0ULL)
+/* Blocks without a page in use that a pool keeps. */
+#define UNMAPPED_KEEP_IDLE	1
+#define UNMAPPED_RETRY_DELAY	(HZ / 2)
+
+struct unmapped_block {
+	struct unmapped_pool	*pool;
+	u64			owner_id;	/* of the pool; for the fault report */
+	unsigned long		pfn;
+	unsigned int		order;
+	enum unmapped_phase	phase;
+	u64			home;		/* first gfn of the range, or NO_HOME */
+	struct rb_node		home_node;	/* in pool->homes unless NO_HOME */
+	struct list_head	node;		/* pool->blocks */
+	struct list_head	partial_node;	/* pool->partial: READY, has FREE pages */
+	struct list_head	retry_node;	/* pool->retry: QUARANTINED or BROKEN */
+	struct list_head	idle_node;	/* pool->idle: READY, can be given back */
+	unsigned int		nr_idle;	/* this block's part of unmapped_idle_pages */
+	unsigned int		nr[UNMAPPED_NR_STATES];
+	struct rcu_head		rcu;
+	u8			state[];	/* enum unmapped_state */
+};
+
+struct unmapped_pool {
+	refcount_t		refs;
+	u64			owner_id;
+	struct mem_cgroup	*memcg;
+	struct mutex		grow_lock;	/* one at a time adds a block */
+	struct mutex		lock;		/* everything from here to retry_work */
+	bool			dead;		/* the creator's reference has gone */
+	unsigned long		nr_pages;	/* off the direct map */
+	unsigned int		nr_idle_blocks;
+	unsigned long		nr_loose;	/* FREE pages in blocks that are not idle */
+	struct list_head	blocks;
+	struct list_head	partial;
+	struct list_head	retry;
+	struct list_head	idle;
+	struct rb_root		homes;
+	struct delayed_work	retry_work;
+
+	struct rw_semaphore	ops_lock;
+	const struct unmapped_pool_ops *ops;
+	void			*priv;
+
+	struct list_head	pools_node;	/* unmapped_pools_list */
+	struct rcu_head		rcu;
+};
+
+/* pfn -> block; read under RCU only. */
+static DEFINE_XARRAY(unmapped_blocks);
+
+static DEFINE_SPINLOCK(unmapped_pools_lock);
+static LIST_HEAD(unmapped_pools_list);
+static atomic_t unmapped_nr_pools;
+
+/* No pool comes into being while hibernation is under way. */
+static DEFINE_MUTEX(unmapped_pm_mutex);
+static bool unmapped_pm_blocked;
+
+static atomic_long_t unmapped_pages;
+static atomic_long_t unmapped_idle_pages;
+static atomic_long_t unmapped_quarantined_pages;
+static atomic64_t unmapped_refused;
+
+/* Block and page states */
+
+static unsigned int block_pages(const struct unmapped_block *b)
+{
+	return 1U << b->order;
+}
+
+static struct page *block_page(const struct unmapped_block *b, unsigned int i)
+{
+	return pfn_to_page(b->pfn + i);
+}
+
+static bool is_quarantined(u8 state)
+{
+	return state == UNMAPPED_QUARANTINED || state == UNMAPPED_POISONED;
+}
+
+static void set_page_state(struct unmapped_block *b, unsigned int i,
+			   enum unmapped_state new)
+{
+	enum unmapped_state old = b->state[i];
+
+	lockdep_assert_held(&b->pool->lock);
+
+	b->nr[old]--;
+	b->nr[new]++;
+	b->state[i] = new;
+
+	if (is_quarantined(new) != is_quarantined(old))
+		atomic_long_add(is_quarantined(new) ? 1 : -1, &unmapped_quarantined_pages);
+}
+
+/* What of a block is where it may be given back, or taken by anyone. */
+static unsigned int block_nr_unused(const struct unmapped_block *b)
+{
+	return b->nr[UNMAPPED_FREE] + b->nr[UNMAPPED_RESERVED];
+}
+
+static bool block_is_idle(const struct unmapped_block *b)
+{
+	return b->phase == UNMAPPED_READY && block_nr_unused(b) &&
+	       !b->nr[UNMAPPED_USED] && !b->nr[UNMAPPED_QUARANTINED];
+}
+
+static void update_list(struct list_head *node, struct list_head *head, bool on)
+{
+	if (on == !list_empty(node))
+		return;
+	if (on)
+		list_add(node, head);
+	else
+		list_del_init(node);
+}
+
+static unsigned int block_nr_loose(const struct unmapped_block *b)
+{
+	return b->phase == UNMAPPED_READY && !b->nr_idle ? b->nr[UNMAPPED_FREE] : 0;
+}
+
+/*
+ * Change the state of pages of a block only between block_begin() and
+ * block_end(), which bring everything in line that is derived from it.
+ */
+static void block_begin(struct unmapped_block *b)
+{
+	b->pool->nr_loose -= block_nr_loose(b);
+}
+
+static void block_end(struct unmapped_block *b)
+{
+	struct unmapped_pool *pool = b->pool;
+	unsigned int nr_idle = block_is_idle(b) ? block_nr_unused(b) : 0;
+
+	if (!nr_idle != !b->nr_idle)
+		pool->nr_idle_blocks += nr_idle ? 1 : -1;
+	atomic_long_add((long)nr_idle - (long)b->nr_idle, &unmapped_idle_pages);
+	b->nr_idle = nr_idle;
+	pool->nr_loose += block_nr_loose(b);
+
+	update_list(&b->partial_node, &pool->partial,
+		    b->phase == UNMAPPED_READY && b->nr[UNMAPPED_FREE]);
+	update_list(&b->retry_node, &pool->retry,
+		    b->phase == UNMAPPED_BROKEN || b->nr[UNMAPPED_QUARANTINED]);
+	update_list(&b->idle_node, &pool->idle, nr_idle);
+
+	/* Fill up other blocks first, so that this one can go. */
+	if (nr_idle && !list_empty(&b->partial_node))
+		list_move_tail(&b->partial_node, &pool->partial);
+}
+
+static int home_cmp(const void *key, const struct rb_node *node)
+{
+	u64 home = *(const u64 *)key;
+	const struct unmapped_block *b = rb_entry(node, struct unmapped_block, home_node);
+
+	return home < b->home ? -1 : home > b->home;
+}
+
+static struct unmapped_block *find_home(struct unmapped_pool *pool, u64 gfn)
+{
+	u64 home = ALIGN_DOWN(gfn, 1ULL << UNMAPPED_BLOCK_ORDER);
+	struct rb_node *node = rb_find(&home, &pool->homes, home_cmp);
+
+	return node ? rb_entry(node, struct unmapped_block, home_node) : NULL;
+}
+
+static bool home_less(struct rb_node *a, const struct rb_node *b)
+{
+	return rb_entry(a, struct unmapped_block, home_node)->home <
+	       rb_entry(b, struct unmapped_block, home_node)->home;
+}
+
+/*
+ * Dedicate an idle block to the range of @gfn, or to none if @gfn is NO_HOME:
+ * its reserved pages become free, or the other way round.
+ */
+static void block_set_home(struct unmapped_block *b, u64 gfn)
+{
+	enum unmapped_state from = UNMAPPED_RESERVED, to = UNMAPPED_FREE;
+	unsigned int i;
+
+	if (b->home != UNMAPPED_NO_HOME)
+		rb_erase(&b->home_node, &b->pool->homes);
+	b->home = UNMAPPED_NO_HOME;
+
+	if (gfn != UNMAPPED_NO_HOME) {
+		b->home = ALIGN_DOWN(gfn, 1ULL << UNMAPPED_BLOCK_ORDER);
+		rb_add(&b->home_node, &b->pool->homes, home_less);
+		swap(from, to);
+	}
+
+	for (i = 0; i < block_pages(b); i++) {
+		if (b->state[i] == from)
+			set_page_state(b, i, to);
+	}
+}
+
+/* The direct map */
+
+VISIBLE_IF_KUNIT int unmapped_set_valid(unsigned long pfn, unsigned int nr, bool valid)
+{
+	KUNIT_STATIC_STUB_REDIRECT(unmapped_set_valid, pfn, nr, valid);
+
+	return set_direct_map_valid_noflush(pfn_to_page(pfn), nr, valid);
+}
+EXPORT_SYMBOL_IF_KUNIT(unmapped_set_valid);
+
+/*
+ * Success does not prove that anything has changed.  A look at the first page
+ * is cheap enough for always; a large entry has nothing more to show anyway.
+ */
+static bool range_has_presence(unsigned long pfn, unsigned int nr, bool present)
+{
+	unsigned int i, step = IS_ENABLED(CONFIG_DEBUG_VM) ? 1 : nr;
+
+	for (i = 0; i < nr; i += step) {
+		if (WARN_ON_ONCE(kernel_page_present(pfn_to_page(pfn + i)) != present))
+			return false;
+	}
+	return true;
+}
+
+/* Take a whole block off the direct map.  Not under pool->lock: it is slow. */
+static int zap_block(struct unmapped_block *b)
+{
+	unsigned long addr = (unsigned long)page_address(block_page(b, 0));
+	unsigned long size = PAGE_SIZE << b->order;
+	int ret;
+
+	ret = unmapped_set_valid(b->pfn, block_pages(b), false);
+	/*
+	 * Flush even after failure: a part may have been done.  Entries for
+	 * pages that are mapped again later would be right, but not while the
+	 * block is stuck half way.
+	 */
+	flush_tlb_kernel_range(addr, addr + size);
+	/* Mappings by an earlier user of the pages that vunmap() was lazy about. */
+	vm_unmap_aliases();
+
+	if (!ret && !range_has_presence(b->pfn, block_pages(b), false))
+		ret = -EIO;
+	return ret;
+}
+
+/* Put back all pages but the poisoned ones.  Harmless if some are back already. */
+static int restore_block(struct unmapped_block *b)
+{
+	unsigned int start, end, nr = block_pages(b);
+	int ret;
+
+	for (start = 0; start < nr; start = end) {
+		bool poisoned = b->state[start] == UNMAPPED_POISONED;
+
+		for (end = start + 1; end < nr; end++) {
+			if ((b->state[end] == UNMAPPED_POISONED) != poisoned)
+				break;
+		}
+		if (poisoned)
+			continue;
+
+		/* Without poison one large entry, or small ones: cannot fail. */
+		ret = unmapped_set_valid(b->pfn + start, end - start, true);
+		if (!ret && !range_has_presence(b->pfn + start, end - start, true))
+			ret = -EIO;
+		if (ret)
+			return ret;
+	}
+	return 0;
+}
+
+/* Blocks */
+
+static int lookup_insert(struct unmapped_block *b)
+{
+	XA_STATE_ORDER(xas, &unmapped_blocks, b->pfn, b->order);
+
+	do {
+		xas_lock(&xas);
+		xas_store(&xas, b);
+		xas_unlock(&xas);
+	} while (xas_nomem(&xas, GFP_KERNEL));
+
+	return xas_error(&xas);
+}
+
+static void lookup_erase(struct unmapped_block *b)
+{
+	XA_STATE_ORDER(xas, &unmapped_blocks, b->pfn, b->order);
+
+	xas_lock(&xas);
+	xas_store(&xas, NULL);
+	xas_unlock(&xas);
+}
+
+static void account_pages(struct unmapped_pool *pool, long nr)
+{
+	lockdep_assert_held(&pool->lock);
+
+	WRITE_ONCE(pool->nr_pages, pool->nr_pages + nr);
+	atomic_long_add(nr, &unmapped_pages);
+}
+
+static void schedule_retry(struct unmapped_pool *pool)
+{
+	refcount_inc(&pool->refs);
+	if (!queue_delayed_work(system_dfl_wq, &pool->retry_work, UNMAPPED_RETRY_DELAY))
+		refcount_dec(&pool->refs);	/* not the last: the caller has one */
+}
+
+static void free_block(struct unmapped_block *b)
+{
+	struct unmapped_pool *pool = b->pool;
+
+	list_del(&b->node);
+	kfree_rcu(b, rcu);
+	refcount_dec(&pool->refs);		/* not the last: the caller has one */
+}
+
+/*
+ * Give back a block of which no page is in use.  Of a block with poisoned pages
+ * these remain, and with them the pool.
+ *
+ * Returns the number of pages given back: 0 if they could not be mapped.
+ */
+static unsigned long release_block(struct unmapped_block *b)
+{
+	struct unmapped_pool *pool = b->pool;
+	unsigned int i, nr = block_pages(b), nr_back = block_nr_unused(b);
+	int ret;
+
+	lockdep_assert_held(&pool->lock);
+	if (WARN_ON_ONCE(b->phase == UNMAPPED_SETUP || b->nr[UNMAPPED_USED] ||
+			 b->nr[UNMAPPED_QUARANTINED] || b->nr[UNMAPPED_RETURNED]))
+		return 0;
+
+	ret = restore_block(b);
+
+	block_begin(b);
+	block_set_home(b, UNMAPPED_NO_HOME);
+	for (i = 0; i < nr; i++) {
+		if (b->state[i] == UNMAPPED_FREE)
+			set_page_state(b, i, ret ? UNMAPPED_QUARANTINED : UNMAPPED_RETURNED);
+	}
+	b->phase = ret ? UNMAPPED_BROKEN : UNMAPPED_READY;
+	block_end(b);
+
+	if (ret) {
+		pr_warn_ratelimited("block at pfn %#lx cannot be mapped again (%d), will retry\n",
+				    b->pfn, ret);
+		schedule_retry(pool);
+		return 0;
+	}
+
+	/* Before anyone else can have the pages. */
+	account_pages(pool, -(long)nr_back);
+	lookup_erase(b);
+
+	if (!b->nr[UNMAPPED_POISONED]) {
+		__free_contig_range(b->pfn, nr);
+		free_block(b);
+		return nr_back;
+	}
+
+	/* First all of the poisoned ones: the lookup must not find the others. */
+	for (i = 0; i < nr; i++) {
+		if (b->state[i] == UNMAPPED_POISONED)
+			xa_store(&unmapped_blocks, b->pfn + i, b, GFP_KERNEL | __GFP_NOFAIL);
+	}
+	for (i = 0; i < nr; i++) {
+		if (b->state[i] == UNMAPPED_RETURNED)
+			__free_page(block_page(b, i));
+	}
+	return nr_back;
+}
+
+/* Scrub and free what is not referenced any more; retry what was stuck. */
+static void recheck_block(struct unmapped_block *b)
+{
+	unsigned int i;
+
+	lockdep_assert_held(&b->pool->lock);
+
+	block_begin(b);
+	for (i = 0; i < block_pages(b); i++) {
+		struct page *page = block_page(b, i);
+
+		if (b->state[i] != UNMAPPED_QUARANTINED || page_count(page) > 1)
+			continue;
+		/* Accesses of the one who dropped the reference come first. */
+		smp_acquire__after_ctrl_dep();
+
+		if (PageHWPoison(page)) {
+			set_page_state(b, i, UNMAPPED_POISONED);
+			continue;
+		}
+		/* Of a broken block all pages have been scrubbed. */
+		if (b->phase != UNMAPPED_BROKEN && unmapped_page_clear(page))
+			continue;
+		set_page_state(b, i, UNMAPPED_FREE);
+	}
+	block_end(b);
+
+	if (b->phase == UNMAPPED_BROKEN && !b->nr[UNMAPPED_QUARANTINED])
+		release_block(b);
+}
+
+/* Give back idle blocks, down to what the pool may keep. */
+static void trim_pool(struct unmapped_pool *pool)
+{
+	unsigned int keep = pool->dead ? 0 : UNMAPPED_KEEP_IDLE;
+	struct unmapped_block *b;
+
+	while (pool->nr_idle_blocks > keep) {
+		b = list_last_entry(&pool->idle, struct unmapped_block, idle_node);
+		if (!release_block(b) && b->phase != UNMAPPED_BROKEN)
+			break;
+	}
+}
+
+static void recheck_pool(struct unmapped_pool *pool, unsigned int max_blocks)
+{
+	struct unmapped_block *b, *next;
+
+	list_for_each_entry_safe(b, next, &pool->retry, retry_node) {
+		if (!max_blocks--)
+			break;
+		recheck_block(b);
+	}
+}
+
+static void free_pool(struct unmapped_pool *pool)
+{
+	spin_lock(&unmapped_pools_lock);
+	list_del(&pool->pools_node);
+	spin_unlock(&unmapped_pools_lock);
+
+	WARN_ON_ONCE(pool->nr_pages || !list_empty(&pool->blocks));
+	mem_cgroup_put(pool->memcg);
+	mutex_destroy(&pool->lock);
+	mutex_destroy(&pool->grow_lock);
+	atomic_dec(&unmapped_nr_pools);
+	kfree_rcu(pool, rcu);
+}
+
+static void put_pool(struct unmapped_pool *pool)
+{
+	if (refcount_dec_and_test(&pool->refs))
+		free_pool(pool);
+}
+
+static void unmapped_retry_work(struct work_struct *work)
+{
+	struct unmapped_pool *pool = container_of(to_delayed_work(work),
+						  struct unmapped_pool, retry_work);
+
+	mutex_lock(&pool->lock);
+	recheck_pool(pool, UINT_MAX);
+	trim_pool(pool);
+	if (!list_empty(&pool->retry))
+		schedule_retry(pool);
+	mutex_unlock(&pool->lock);
+
+	put_pool(pool);
+}
+
+static struct page *alloc_order_policy(struct mempolicy *pol, pgoff_t ilx, gfp_t gfp,
+				       unsigned int order)
+{
+#ifdef CONFIG_NUMA
+	if (pol) {
+		struct page *page;
+
+		/* Interleave by blocks, not by what page of it comes first. */
+		page = alloc_hooks(alloc_pages_mpol(gfp, order, pol, ilx >> order,
+						    numa_node_id()));
+		if (page)
+			set_page_refcounted(page);
+		return page;
+	}
+#endif
+	return alloc_pages(gfp, order);
+}
+
+/*
+ * Memory that may not be used is held until something better is found.  This
+ * ends, since there is only so much of it.
+ */
+VISIBLE_IF_KUNIT struct page *unmapped_alloc_order(struct mempolicy *pol, pgoff_t ilx,
+						   gfp_t gfp, unsigned int order)
+{
+	struct page *page, *next;
+	LIST_HEAD(held);
+
+	KUNIT_STATIC_STUB_REDIRECT(unmapped_alloc_order, pol, ilx, gfp, order);
+
+	for (;;) {
+		unsigned long i, nr = 1UL << order;
+
+		page = alloc_order_policy(pol, ilx, gfp, order);
+		if (!page)
+			break;
+
+		for (i = 0; i < nr && !PageHWPoison(page + i); i++)
+			;
+		if (i == nr && arch_unmapped_range_allowed(page_to_pfn(page), nr))
+			break;
+
+		list_add(&page->lru, &held);
+	}
+
+	if (page)
+		split_page(page, order);
+
+	while (!list_empty(&held)) {
+		next = list_first_entry(&held, struct page, lru);
+		list_del(&next->lru);
+		__free_pages(next, order);
+	}
+	return page;
+}
+EXPORT_SYMBOL_IF_KUNIT(unmapped_alloc_order);
+
+static struct page *alloc_block_pages(struct mempolicy *pol, pgoff_t ilx, gfp_t gfp,
+				      unsigned int *order)
+{
+	struct page *page;
+
+	/* Unmovable, and nothing that the caller may have set for other reasons. */
+	gfp &= ~(GFP_ZONEMASK | __GFP_MOVABLE | __GFP_RECLAIMABLE | __GFP_COMP |
+		 __GFP_NOFAIL | __GFP_RETRY_MAYFAIL);
+	gfp |= __GFP_ZERO | __GFP_ACCOUNT;
+
+	/* One modest attempt at a large block, what there is, and then a page. */
+	*order = UNMAPPED_BLOCK_ORDER;
+	page = unmapped_alloc_order(pol, ilx, gfp | __GFP_NORETRY | __GFP_NOWARN, *order);
+	if (page)
+		return page;
+
+	while (--*order) {
+		page = unmapped_alloc_order(pol, ilx,
+					    (gfp & ~__GFP_DIRECT_RECLAIM) | __GFP_NOWARN,
+					    *order);
+		if (page)
+			return page;
+	}
+	return unmapped_alloc_order(pol, ilx, gfp, 0);
+}
+
+/* Add a block, if possible for the range of @gfn unless that is NO_HOME. */
+static int grow_pool(struct unmapped_pool *pool, u64 gfn, struct mempolicy *pol,
+		     pgoff_t ilx, gfp_t gfp)
+{
+	struct mem_cgroup *old_memcg;
+	struct unmapped_block *b;
+	unsigned int i, order;
+	struct page *page;
+	int ret;
+
+	lockdep_assert_held(&pool->grow_lock);
+
+	old_memcg = set_active_memcg(pool->memcg);
+	page = alloc_block_pages(pol, ilx, gfp, &order);
+	b = page ? kzalloc(struct_size(b, state, 1UL << order), GFP_KERNEL_ACCOUNT) : NULL;
+	set_active_memcg(old_memcg);
+	if (!b) {
+		ret = -ENOMEM;
+		goto err;
+	}
+
+	b->pool = pool;
+	b->owner_id = pool->owner_id;
+	b->pfn = page_to_pfn(page);
+	b->order = order;
+	b->phase = UNMAPPED_SETUP;
+	b->home = UNMAPPED_NO_HOME;
+	INIT_LIST_HEAD(&b->partial_node);
+	INIT_LIST_HEAD(&b->retry_node);
+	INIT_LIST_HEAD(&b->idle_node);
+	b->nr[UNMAPPED_FREE] = block_pages(b);
+	BUILD_BUG_ON(UNMAPPED_FREE);
+
+	ret = lookup_insert(b);
+	if (ret)
+		goto err;
+
+	/* From here on memory_failure() finds the block, so it has to be in order. */
+	mutex_lock(&pool->lock);
+	refcount_inc(&pool->refs);
+	list_add(&b->node, &pool->blocks);
+	account_pages(pool, block_pages(b));
+	mutex_unlock(&pool->lock);
+
+	ret = zap_block(b);
+
+	mutex_lock(&pool->lock);
+	block_begin(b);
+	b->phase = ret ? UNMAPPED_BROKEN : UNMAPPED_READY;
+	/* memory_failure() may have been on the way without finding the block. */
+	for (i = 0; i < block_pages(b); i++) {
+		if (b->state[i] == UNMAPPED_FREE && PageHWPoison(page + i))
+			set_page_state(b, i, UNMAPPED_POISONED);
+	}
+	if (!ret && gfn != UNMAPPED_NO_HOME && order == UNMAPPED_BLOCK_ORDER &&
+	    !b->nr[UNMAPPED_POISONED])
+		block_set_home(b, gfn);
+	block_end(b);
+	if (ret)
+		release_block(b);
+	mutex_unlock(&pool->lock);
+
+	return ret;
+
+err:
+	kfree(b);
+	if (page)
+		__free_contig_range(page_to_pfn(page), 1UL << order);
+	return ret;
+}
+
+/* Allocation */
+
+static bool node_allowed(const struct unmapped_block *b, struct mempolicy *pol, bool strict)
+{
+#ifdef CONFIG_NUMA
+	int nid = page_to_nid(block_page(b, 0));
+
+	if (!pol)
+		return true;
+
+	switch (pol->mode) {
+	case MPOL_BIND:
+		return node_isset(nid, pol->nodes);
+	case MPOL_PREFERRED:
+	case MPOL_PREFERRED_MANY:
+	case MPOL_INTERLEAVE:
+	case MPOL_WEIGHTED_INTERLEAVE:
+		return !strict || node_isset(nid, pol->nodes);
+	}
+#endif
+	return true;
+}
+
+static struct page *take_page(struct unmapped_block *b, unsigned int i, pgoff_t index)
+{
+	struct page *page = block_page(b, i);
+
+	VM_WARN_ON_ONCE(b->phase != UNMAPPED_READY);
+	VM_WARN_ON_ONCE_PAGE(kernel_page_present(page), page);
+
+	block_begin(b);
+	set_page_state(b, i, UNMAPPED_USED);
+	block_end(b);
+	set_page_private(page, index);
+	return page;
+}
+
+/* A page that is neither in use nor reserved; idle blocks come last. */
+static struct page *take_free_page(struct unmapped_pool *pool, pgoff_t index,
+				   struct mempolicy *pol, bool strict)
+{
+	struct unmapped_block *b;
+
+	list_for_each_entry(b, &pool->partial, partial_node) {
+		if (node_allowed(b, pol, strict))
+			return take_page(b, (u8 *)memchr(b->state, UNMAPPED_FREE,
+							 block_pages(b)) - b->state, index);
+	}
+	return NULL;
+}
+
+/* Dedicate an idle block to @gfn, or to none. */
+static struct unmapped_block *reuse_idle_block(struct unmapped_pool *pool, u64 gfn,
+					       struct mempolicy *pol, bool strict)
+{
+	struct unmapped_block *b;
+
+	list_for_each_entry(b, &pool->idle, idle_node) {
+		if (gfn != UNMAPPED_NO_HOME &&
+		    (b->order != UNMAPPED_BLOCK_ORDER || b->nr[UNMAPPED_POISONED]))
+			continue;
+		if (!node_allowed(b, pol, strict))
+			continue;
+		block_begin(b);
+		block_set_home(b, gfn);
+		block_end(b);
+		return b;
+	}
+	return NULL;
+}
+
+static struct page *try_alloc(struct unmapped_pool *pool, u64 gfn, pgoff_t index,
+			      bool whole, struct mempolicy *pol)
+{
+	unsigned int i = gfn & ((1U << UNMAPPED_BLOCK_ORDER) - 1);
+	struct unmapped_block *b;
+	struct page *page;
+
+	b = find_home(pool, gfn);
+	if (!b && whole) {
+		/*
+		 * Pages that were shared and came back fit any gfn, but a home
+		 * block is better; until they are so many that the memory would
+		 * be missed.
+		 */
+		if (pool->nr_loose >= 2 << UNMAPPED_BLOCK_ORDER)
+			return take_free_page(pool, index, pol, true);
+		b = reuse_idle_block(pool, gfn, pol, true);
+		if (!b)
+			return NULL;
+	}
+	/* A page that was given back is right for its own gfn all the same. */
+	if (b && (b->state[i] == UNMAPPED_RESERVED || b->state[i] == UNMAPPED_FREE))
+		return take_page(b, i, index);
+
+	page = take_free_page(pool, index, pol, true);
+	if (page)
+		return page;
+	if (!reuse_idle_block(pool, UNMAPPED_NO_HOME, pol, true))
+		return NULL;
+	return take_free_page(pool, index, pol, true);
+}
+
+/* No memory: anything that the policy does not forbid, reserved pages too. */
+static struct page *try_alloc_any(struct unmapped_pool *pool, pgoff_t index,
+				  struct mempolicy *pol)
+{
+	struct unmapped_block *b;
+	struct page *page;
+	u8 *state;
+
+	recheck_pool(pool, UINT_MAX);
+	page = take_free_page(pool, index, pol, false);
+	if (page)
+		return page;
+
+	list_for_each_entry(b, &pool->blocks, node) {
+		if (b->phase != UNMAPPED_READY || !b->nr[UNMAPPED_RESERVED] ||
+		    !node_allowed(b, pol, false))
+			continue;
+		state = memchr(b->state, UNMAPPED_RESERVED, block_pages(b));
+		return take_page(b, state - b->state, index);
+	}
+	return NULL;
+}
+
+/**
+ * unmapped_pool_alloc - get a page that is off the direct map
+ * @pool: the pool
+ * @gfn: what the owner is going to use it for
+ * @index: the owner's name for it, handed to ops->memory_failure()
+ * @whole: the naturally aligned range of block size around @gfn is all of one
+ *	kind, so that a block may be set aside for it.  If there is one, the page
+ *	has the same offset in the block as @gfn in the range.
+ * @pol: NUMA policy or NULL
+ * @ilx: interleave index for @pol
+ * @gfp: GFP_KERNEL or similar
+ *
+ * The page is zero, and no CPU has a TLB entry for it in a kernel mapping.  Its
+ * reference count is 1; this reference belongs to the pool and must not be
+ * dropped but by unmapped_pool_free().  More references may be taken.
+ *
+ * Return: the page, or an ERR_PTR().
+ */
+struct page *unmapped_pool_alloc(struct unmapped_pool *pool, u64 gfn, pgoff_t index,
+				 bool whole, struct mempolicy *pol, pgoff_t ilx,
+				 gfp_t gfp)
+{
+	struct page *page;
+	int ret;
+
+	might_sleep();
+
+	mutex_lock(&pool->lock);
+	recheck_pool(pool, 1);
+	page = try_alloc(pool, gfn, index, whole, pol);
+	mutex_unlock(&pool->lock);
+	if (page)
+		return page;
+
+	guard(mutex)(&pool->grow_lock);
+
+	/* Someone else may have added a block, even the one for this gfn. */
+	mutex_lock(&pool->lock);
+	page = try_alloc(pool, gfn, index, whole, pol);
+	whole = whole && !find_home(pool, gfn);
+	mutex_unlock(&pool->lock);
+	if (page)
+		return page;
+
+	ret = grow_pool(pool, whole ? gfn : UNMAPPED_NO_HOME, pol, ilx, gfp);
+
+	mutex_lock(&pool->lock);
+	page = try_alloc(pool, gfn, index, whole, pol);
+	if (!page)
+		page = try_alloc_any(pool, index, pol);
+	mutex_unlock(&pool->lock);
+
+	return page ?: ERR_PTR(ret ?: -ENOMEM);
+}
+EXPORT_SYMBOL_FOR_KVM(unmapped_pool_alloc);
+
+static struct unmapped_block *lookup_block(unsigned long pfn)
+{
+	/* Has no other meaning than to keep page faults short on most systems. */
+	if (!atomic_long_read(&unmapped_pages))
+		return NULL;
+	return xa_load(&unmapped_blocks, pfn);
+}
+
+static void __unmapped_pool_free(struct unmapped_pool *pool, struct page *page, bool clean)
+{
+	unsigned long pfn = page_to_pfn(page);
+	struct unmapped_block *b;
+	enum unmapped_state state;
+
+	might_sleep();
+
+	/* The last page of a pool that was put takes the pool with it. */
+	refcount_inc(&pool->refs);
+
+	/*
+	 * The page is still the caller's, and nobody can get a new reference:
+	 * scrub it without the lock.  Whoever drops a reference later may have
+	 * written to it, so in that case it is done later.
+	 */
+	if (PageHWPoison(page)) {
+		state = UNMAPPED_POISONED;
+	} else if (page_count(page) > 1) {
+		state = UNMAPPED_QUARANTINED;
+	} else {
+		smp_acquire__after_ctrl_dep();
+		state = UNMAPPED_FREE;
+		if (!clean && unmapped_page_clear(page))
+			state = UNMAPPED_QUARANTINED;
+	}
+
+	mutex_lock(&pool->lock);
+	b = lookup_block(pfn);
+	if (WARN_ON_ONCE(!b || b->pool != pool ||
+			 b->state[pfn - b->pfn] != UNMAPPED_USED))
+		goto unlock;
+
+	/* Poisoned meanwhile: memory_failure() does that under the lock. */
+	if (PageHWPoison(page) && state == UNMAPPED_FREE)
+		state = UNMAPPED_POISONED;
+
+	block_begin(b);
+	set_page_private(page, 0);
+	set_page_state(b, pfn - b->pfn, state);
+	block_end(b);
+
+	if (state == UNMAPPED_QUARANTINED)
+		schedule_retry(pool);
+	else
+		recheck_pool(pool, 1);
+	trim_pool(pool);
+unlock:
+	mutex_unlock(&pool->lock);
+	put_pool(pool);
+}
+
+/**
+ * unmapped_pool_free - give back a page
+ * @pool: the pool that it is from
+ * @page: the page, mapped nowhere any more
+ *
+ * The page is scrubbed before anyone can have it again.  If there are more
+ * references than the one of the pool this is delayed until they are gone.
+ */
+void unmapped_pool_free(struct unmapped_pool *pool, struct page *page)
+{
+	__unmapped_pool_free(pool, page, false);
+}
+EXPORT_SYMBOL_FOR_KVM(unmapped_pool_free);
+
+/**
+ * unmapped_pool_free_clean - give back a page that nobody wrote to
+ * @pool: the pool that it is from
+ * @page: the page, mapped nowhere since it was allocated
+ */
+void unmapped_pool_free_clean(struct unmapped_pool *pool, struct page *page)
+{
+	__unmapped_pool_free(pool, page, true);
+}
+EXPORT_SYMBOL_FOR_KVM(unmapped_pool_free_clean);
+
+/* Pools */
+
+/**
+ * unmapped_pool_supported - can there be unmapped pages on this system?
+ * @why: set to the reason if not; may be NULL
+ */
+bool unmapped_pool_supported(const char **why)
+{
+	const char *dummy;
+
+	if (!why)
+		why = &dummy;
+	if (!can_set_direct_map()) {
+		*why = "the direct map cannot be changed";
+		return false;
+	}
+	return arch_unmapped_supported(why);
+}
+EXPORT_SYMBOL_FOR_KVM(unmapped_pool_supported);
+
+/**
+ * unmapped_pool_create - create a pool
+ * @owner_id: a name for the owner, for reports
+ * @ops: callbacks, or NULL
+ * @priv: argument of the callbacks
+ *
+ * All memory that the pool ever uses is charged to the memory cgroup of the
+ * caller.
+ *
+ * Return: the pool, with a reference for the caller, or an ERR_PTR().
+ */
+struct unmapped_pool *unmapped_pool_create(u64 owner_id,
+					   const struct unmapped_pool_ops *ops,
+					   void *priv)
+{
+	struct unmapped_pool *pool;
+	int ret;
+
+	if (!unmapped_pool_supported(NULL))
+		return ERR_PTR(-EOPNOTSUPP);
+
+	ret = arch_unmapped_window_init();
+	if (ret)
+		return ERR_PTR(ret);
+
+	pool = kzalloc_obj(*pool, GFP_KERNEL_ACCOUNT);
+	if (!pool)
+		return ERR_PTR(-ENOMEM);
+
+	scoped_guard(mutex, &unmapped_pm_mutex) {
+		if (unmapped_pm_blocked) {
+			kfree(pool);
+			return ERR_PTR(-EBUSY);
+		}
+		atomic_inc(&unmapped_nr_pools);
+	}
+
+	refcount_set(&pool->refs, 1);
+	pool->owner_id = owner_id;
+	pool->memcg = get_mem_cgroup_from_current();
+	mutex_init(&pool->grow_lock);
+	mutex_init(&pool->lock);
+	INIT_LIST_HEAD(&pool->blocks);
+	INIT_LIST_HEAD(&pool->partial);
+	INIT_LIST_HEAD(&pool->retry);
+	INIT_LIST_HEAD(&pool->idle);
+	pool->homes = RB_ROOT;
+	INIT_DELAYED_WORK(&pool->retry_work, unmapped_retry_work);
+	init_rwsem(&pool->ops_lock);
+	pool->ops = ops;
+	pool->priv = priv;
+
+	spin_lock(&unmapped_pools_lock);
+	list_add_tail(&pool->pools_node, &unmapped_pools_list);
+	spin_unlock(&unmapped_pools_lock);
+
+	return pool;
+}
+EXPORT_SYMBOL_FOR_KVM(unmapped_pool_create);
+
+/**
+ * unmapped_pool_unregister - end the callbacks
+ * @pool: the pool
+ *
+ * No callback runs any more when this returns.  Not to be called with a lock
+ * held that the callback takes.
+ */
+void unmapped_pool_unregister(struct unmapped_pool *pool)
+{
+	down_write(&pool->ops_lock);
+	pool->ops = NULL;
+	up_write(&pool->ops_lock);
+}
+EXPORT_SYMBOL_FOR_KVM(unmapped_pool_unregister);
+
+/**
+ * unmapped_pool_put - drop the creator's reference
+ * @pool: the pool
+ *
+ * Everything that is not in use has been given back when this returns.  What is
+ * left, blocks with quarantined pages or with pages that the owner has not given
+ * back yet, goes later without anyone's help.
+ */
+void unmapped_pool_put(struct unmapped_pool *pool)
+{
+	mutex_lock(&pool->lock);
+	pool->dead = true;
+	recheck_pool(pool, UINT_MAX);
+	trim_pool(pool);
+	mutex_unlock(&pool->lock);
+
+	put_pool(pool);
+}
+EXPORT_SYMBOL_FOR_KVM(unmapped_pool_put);
+
+/**
+ * unmapped_pool_bytes - how much memory does the pool keep off the direct map?
+ * @pool: the pool
+ */
+u64 unmapped_pool_bytes(struct unmapped_pool *pool)
+{
+	return (u64)READ_ONCE(pool->nr_pages) << PAGE_SHIFT;
+}
+EXPORT_SYMBOL_FOR_KVM(unmapped_pool_bytes);
+
+/* How much memory do all pools keep off the direct map? */
+u64 unmapped_pool_bytes_total(void)
+{
+	return (u64)atomic_long_read(&unmapped_pages) << PAGE_SHIFT;
+}
+EXPORT_SYMBOL_FOR_KVM(unmapped_pool_bytes_total);
+
+VISIBLE_IF_KUNIT u64 unmapped_pool_quarantined_bytes(void)
+{
+	return (u64)atomic_long_read(&unmapped_quarantined_pages) << PAGE_SHIFT;
+}
+EXPORT_SYMBOL_IF_KUNIT(unmapped_pool_quarantined_bytes);
+
+VISIBLE_IF_KUNIT u64 unmapped_pool_refused(void)
+{
+	return atomic64_read(&unmapped_refused);
+}
+EXPORT_SYMBOL_IF_KUNIT(unmapped_pool_refused);
+
+/* May there be unmapped pages?  True from before a pool has its first one. */
+bool unmapped_pool_active(void)
+{
+	return atomic_read(&unmapped_nr_pools);
+}
+
+/**
+ * page_is_unmapped - is the page off the direct map because of a pool?
+ * @page: any page
+ *
+ * Also true while the page is on its way to or from there.  Without a reference
+ * that the pool respects the answer may be outdated.  Context: any, even NMI.
+ */
+bool page_is_unmapped(const struct page *page)
+{
+	return lookup_block(page_to_pfn(page));
+}
+EXPORT_SYMBOL_FOR_KVM(page_is_unmapped);
+
+/* Page faults and memory errors */
+
+/*
+ * Neither function has any influence on what becomes of the fault.  They are
+ * called in any context, with any locks held.
+ */
+void unmapped_pool_count_fault(struct pt_regs *regs, unsigned long address)
+{
+	unsigned long pfn;
+
+	if (!atomic_long_read(&unmapped_pages) || !virt_addr_valid((void *)address))
+		return;
+
+	pfn = PHYS_PFN(__pa(address));
+	if (!lookup_block(pfn))
+		return;
+
+	atomic64_inc(&unmapped_refused);
+	trace_unmapped_pool_refused(pfn, instruction_pointer(regs));
+}
+
+void unmapped_pool_show_fault(struct pt_regs *regs, unsigned long address)
+{
+	struct unmapped_block *b;
+	unsigned long pfn;
+
+	if (!atomic_long_read(&unmapped_pages) || !virt_addr_valid((void *)address))
+		return;
+
+	pfn = PHYS_PFN(__pa(address));
+	guard(rcu)();
+	b = lookup_block(pfn);
+	if (b)
+		pr_alert("kernel access to a page kept off the direct map: owner %llu, pfn %#lx, at %pS\n",
+			 b->owner_id, pfn, (void *)instruction_pointer(regs));
+}
+
+static struct unmapped_pool *lookup_pool(unsigned long pfn)
+{
+	struct unmapped_block *b;
+
+	guard(rcu)();
+	b = lookup_block(pfn);
+	return b && refcount_inc_not_zero(&b->pool->refs) ? b->pool : NULL;
+}
+
+/**
+ * unmapped_pool_memory_failure - take a page with a memory error out of use
+ * @page: any page
+ *
+ * Return: 0, -EHWPOISON if the error was known, -ENOENT if the page does not
+ * belong to a pool.
+ */
+int unmapped_pool_memory_failure(struct page *page)
+{
+	unsigned long pfn = page_to_pfn(page);
+	struct unmapped_pool *pool = lookup_pool(pfn);
+	struct unmapped_block *b;
+	bool used = false;
+	pgoff_t index;
+	int ret = 0;
+
+	if (!pool)
+		return -ENOENT;
+
+	mutex_lock(&pool->lock);
+	b = lookup_block(pfn);
+	if (!b || b->pool != pool) {
+		/* Given back meanwhile. */
+		ret = -ENOENT;
+	} else if (IS_ENABLED(CONFIG_MEMORY_FAILURE) && PageHWPoison(page)) {
+		ret = -EHWPOISON;
+	} else {
+		unsigned int i = pfn - b->pfn;
+
+		used = b->state[i] == UNMAPPED_USED;
+		index = page_private(page);
+		/* Pages that are referenced get there when they are given back. */
+		if (b->state[i] == UNMAPPED_FREE || b->state[i] == UNMAPPED_RESERVED) {
+			block_begin(b);
+			set_page_state(b, i, UNMAPPED_POISONED);
+			block_end(b);
+		}
+	}
+	mutex_unlock(&pool->lock);
+
+	if (used) {
+		down_read(&pool->ops_lock);
+		if (pool->ops && pool->ops->memory_failure)
+			pool->ops->memory_failure(pool->priv, index, page);
+		up_read(&pool->ops_lock);
+	}
+
+	put_pool(pool);
+	return ret;
+}
+
+/* The shrinker */
+
+static unsigned long shrink_pool(struct unmapped_pool *pool, unsigned long nr)
+{
+	unsigned long freed = 0, n;
+	struct unmapped_block *b;
+
+	if (!mutex_trylock(&pool->lock))
+		return 0;
+
+	recheck_pool(pool, UINT_MAX);
+	while (freed < nr && !list_empty(&pool->idle)) {
+		b = list_last_entry(&pool->idle, struct unmapped_block, idle_node);
+		n = release_block(b);
+		if (!n)
+			break;
+		freed += n;
+	}
+	mutex_unlock(&pool->lock);
+	return freed;
+}
+
+VISIBLE_IF_KUNIT unsigned long unmapped_pool_shrink(unsigned long nr)
+{
+	struct unmapped_pool *pool, *last = NULL;
+	unsigned long freed = 0;
+
+	spin_lock(&unmapped_pools_lock);
+	list_for_each_entry(pool, &unmapped_pools_list, pools_node) {
+		/* On its way out: free_pool() waits for the spinlock. */
+		if (!refcount_inc_not_zero(&pool->refs))
+			continue;
+		spin_unlock(&unmapped_pools_lock);
+
+		/* The reference keeps the pool, thus the place, on the list. */
+		if (last)
+			put_pool(last);
+		last = pool;
+		freed += shrink_pool(pool, nr - freed);
+
+		spin_lock(&unmapped_pools_lock);
+		if (freed >= nr)
+			break;
+	}
+	spin_unlock(&unmapped_pools_lock);
+	if (last)
+		put_pool(last);
+
+	return freed;
+}
+EXPORT_SYMBOL_IF_KUNIT(unmapped_pool_shrink);
+
+static unsigned long unmapped_shrink_count(struct shrinker *shrinker,
+					   struct shrink_control *sc)
+{
+	return atomic_long_read(&unmapped_idle_pages) ?: SHRINK_EMPTY;
+}
+
+static unsigned long unmapped_shrink_scan(struct shrinker *shrinker,
+					  struct shrink_control *sc)
+{
+	return unmapped_pool_shrink(sc->nr_to_scan) ?: SHRINK_STOP;
+}
+
+/* Hibernation */
+
+/*
+ * The image would have to contain the pages, and the one who writes it cannot
+ * read them; nor may they end up on a disk.  hibernation_available() refuses
+ * when there is a pool; this closes the gap from there to the snapshot, and
+ * likewise on the way back, when an image overwrites all memory.
+ */
+static int unmapped_pm_notify(struct notifier_block *nb, unsigned long action, void *data)
+{
+	guard(mutex)(&unmapped_pm_mutex);
+
+	switch (action) {
+	case PM_HIBERNATION_PREPARE:
+	case PM_RESTORE_PREPARE:
+		if (unmapped_pool_active())
+			return notifier_from_errno(-EBUSY);
+		unmapped_pm_blocked = true;
+		break;
+	case PM_POST_HIBERNATION:
+	case PM_POST_RESTORE:
+		unmapped_pm_blocked = false;
+		break;
+	}
+	return NOTIFY_DONE;
+}
+
+/* sysfs */
+
+static ssize_t off_direct_map_bytes_show(struct kobject *kobj,
+					 struct kobj_attribute *attr, char *buf)
+{
+	return sysfs_emit(buf, "%llu\n", unmapped_pool_bytes_total());
+}
+
+static struct kobj_attribute off_direct_map_bytes_attr = __ATTR_RO(off_direct_map_bytes);
+
+static ssize_t quarantined_bytes_show(struct kobject *kobj,
+				      struct kobj_attribute *attr, char *buf)
+{
+	return sysfs_emit(buf, "%llu\n", unmapped_pool_quarantined_bytes());
+}
+
+static struct kobj_attribute quarantined_bytes_attr = __ATTR_RO(quarantined_bytes);
+
+static ssize_t refused_show(struct kobject *kobj, struct kobj_attribute *attr, char *buf)
+{
+	return sysfs_emit(buf, "%llu\n", unmapped_pool_refused());
+}
+
+static struct kobj_attribute refused_attr = __ATTR_RO(refused);
+
+static const struct attribute *const unmapped_attrs[] = {
+	&off_direct_map_bytes_attr.attr,
+	&quarantined_bytes_attr.attr,
+	&refused_attr.attr,
+	NULL
+};
+
+static int __init unmapped_pool_init(void)
+{
+	struct shrinker *shrinker;
+	struct kobject *kobj;
+
+	shrinker = shrinker_alloc(0, "mm-unmapped_pool");
+	if (!shrinker)
+		return -ENOMEM;
+	shrinker->count_objects = unmapped_shrink_count;
+	shrinker->scan_objects = unmapped_shrink_scan;
+	/* Cheap to give back, and of no use to anyone as they are. */
+	shrinker->seeks = 0;
+	shrinker_register(shrinker);
+
+	pm_notifier(unmapped_pm_notify, 0);
+
+	kobj = kobject_create_and_add("unmapped_pool", mm_kobj);
+	if (!kobj)
+		return -ENOMEM;
+	return sysfs_create_files(kobj, unmapped_attrs);
+}
+subsys_initcall(unmapped_pool_init);

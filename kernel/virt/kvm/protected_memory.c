@@ -1,0 +1,1456 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * KVM protected memory: which pages of a guest_memfd are private to the guest,
+ * where their contents are, and what may change that.
+ *
+ * A page is either shared, then its contents are a folio in the page cache
+ * like those of any mmap-able guest_memfd, or private, then they are a page of
+ * an unmapped pool (mm/unmapped_pool.c), which has no kernel alias, no user
+ * mapping and no pin.  A conversion copies from the one to the other; a page
+ * without contents is empty in either state and converting it moves nothing.
+ *
+ * Lock order: kvm->lock, vcpu->mutex, kvm->slots_lock, kvm->srcu, then the
+ * inode's invalidate_lock, then folio lock and i_mmap, then kvm->mmu_lock.
+ * Faults from both sides take the invalidate_lock shared and look at the state
+ * under it; conversions hold it exclusive from before the second-stage zap
+ * until the new contents are in place.  Neither user memory nor SRCU is waited
+ * for under it.
+ *
+ * See Documentation/virt/kvm/protected-memory.rst.
+ */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/file.h>
+#include <linux/kvm_host.h>
+#include <linux/pagemap.h>
+#include <linux/sched/signal.h>
+#include <linux/unmapped_pool.h>
+
+#include <trace/events/kvm.h>
+
+#include "protected_memory.h"
+
+/* The populated pages that are converted under one hold of the lock. */
+#define PROTMEM_BATCH		16
+
+/*
+ * What is dropped under one hold of the lock, in pages of address space; only
+ * populated pages cost anything.
+ */
+#define PROTMEM_DROP_SPAN	(SZ_64M >> PAGE_SHIFT)
+
+/* kvm_protmem_inode.gfns holds gfn - index, biased to make it positive. */
+#define PROTMEM_GFN_BIAS	(1UL << (BITS_PER_LONG - 3))
+
+/* As long a range of gfns as one page table maps in the second stage. */
+#define PROTMEM_BLOCK_PAGES	(PMD_SIZE >> PAGE_SHIFT)
+
+static bool protmem_all_private(struct kvm_protmem_inode *pi, pgoff_t first,
+				pgoff_t last)
+{
+	MA_STATE(mas, &pi->state, first, first);
+
+	/* Neighbouring private ranges are always merged. */
+	return mas_walk(&mas) && mas.last >= last;
+}
+
+/* The first private index in [@start, @end), or @end. */
+static pgoff_t protmem_find_private(struct kvm_protmem_inode *pi,
+				    pgoff_t start, pgoff_t end)
+{
+	MA_STATE(mas, &pi->state, start, start);
+
+	if (start >= end || !mas_find(&mas, end - 1))
+		return end;
+
+	return max(start, mas.index);
+}
+
+/* The end of the run of pages in the same state as @start, at most @end. */
+static pgoff_t protmem_run_end(struct kvm_protmem_inode *pi, pgoff_t start,
+			       pgoff_t end, bool *private)
+{
+	MA_STATE(mas, &pi->state, start, start);
+
+	*private = mas_walk(&mas);
+	if (!*private)
+		return protmem_find_private(pi, start, end);
+
+	return min(end, mas.last + 1);
+}
+
+/* The gfn that @index is bound to for good, or ~0ULL if it never was bound. */
+static gfn_t protmem_gfn(struct kvm_protmem_inode *pi, pgoff_t index)
+{
+	MA_STATE(mas, &pi->gfns, index, index);
+	void *entry = mas_walk(&mas);
+
+	return entry ? index + xa_to_value(entry) - PROTMEM_GFN_BIAS : ~0ULL;
+}
+
+/*
+ * Can a block be dedicated to the second-stage page table that maps @index?
+ * Only if all of its gfns are bound to one range of this inode, and are
+ * private, or about to become so, being in [@start, @end).  Nothing in this
+ * depends on an offset which userspace chose: the block is laid out by gfn.
+ */
+static bool protmem_block_uniform(struct kvm_protmem_inode *pi, pgoff_t index,
+				  gfn_t gfn, pgoff_t start, pgoff_t end)
+{
+	pgoff_t off = gfn & (PROTMEM_BLOCK_PAGES - 1);
+	pgoff_t first = index - off;
+	pgoff_t last = first + PROTMEM_BLOCK_PAGES - 1;
+	MA_STATE(mas, &pi->gfns, index, index);
+
+	if (index < off || !mas_walk(&mas) || mas.index > first || mas.last < last)
+		return false;
+
+	if (first < start && !protmem_all_private(pi, first, min(last, start - 1)))
+		return false;
+
+	return last < end || protmem_all_private(pi, max(first, end), last);
+}
+
+/* Brings kvm->stat in line with the pool after this inode has changed it. */
+static void protmem_account_blocks(struct kvm_protmem_inode *pi)
+{
+	struct kvm *kvm = pi->kvm;
+	u64 bytes;
+
+	if (!kvm)
+		return;
+
+	guard(spinlock)(&pi->acct_lock);
+	bytes = unmapped_pool_bytes(pi->pool);
+	atomic64_add(bytes - pi->acct_bytes,
+		     &kvm->stat.generic.protmem_block_bytes);
+	pi->acct_bytes = bytes;
+}
+
+static void protmem_account_private(struct kvm_protmem_inode *pi, long nr)
+{
+	atomic_long_add(nr, &pi->nr_private);
+	if (pi->kvm)
+		atomic64_add(nr * (long)PAGE_SIZE,
+			     &pi->kvm->stat.generic.protmem_private_bytes);
+}
+
+static void protmem_account_shared(struct kvm_protmem_inode *pi, long nr)
+{
+	if (pi->kvm)
+		atomic64_add(nr * (long)PAGE_SIZE,
+			     &pi->kvm->stat.generic.protmem_shared_bytes);
+}
+
+/*
+ * Removes all shared folios of [@start, @end).  The caller holds the
+ * invalidate_lock exclusive, so that no folio can be added meanwhile, and all
+ * of them are accounted for: protmem_shared_folio() does that under the
+ * shared lock.
+ */
+static void protmem_drop_shared(struct kvm_protmem_inode *pi, pgoff_t start,
+				pgoff_t end)
+{
+	struct address_space *mapping = pi->inode->i_mapping;
+	unsigned long nr = mapping->nrpages;
+
+	lockdep_assert_held_write(&mapping->invalidate_lock);
+
+	truncate_inode_pages_range(mapping, (loff_t)start << PAGE_SHIFT,
+				   ((loff_t)end << PAGE_SHIFT) - 1);
+	protmem_account_shared(pi, (long)mapping->nrpages - (long)nr);
+}
+
+/*
+ * Gives the private pages of [@start, @end) back to the pool, which scrubs
+ * them.  The second stage is zapped, and either the invalidate_lock is held
+ * exclusive or nobody else can reach the inode any more.
+ */
+static void protmem_drop_private(struct kvm_protmem_inode *pi, pgoff_t start,
+				 pgoff_t end)
+{
+	struct page *page;
+	unsigned long index;
+	long nr = 0;
+
+	if (start >= end)
+		return;
+
+	xa_for_each_range(&pi->pages, index, page, start, end - 1) {
+		xa_erase(&pi->pages, index);
+		unmapped_pool_free(pi->pool, page);
+		nr++;
+		cond_resched();
+	}
+
+	protmem_account_private(pi, -nr);
+	protmem_account_blocks(pi);
+}
+
+/*
+ * Records [@start, @end) as @private.  On error (-ENOMEM) nothing is changed.
+ * Ranges that are next to each other are merged, which bounds the tree by the
+ * number of runs and makes protmem_all_private() one look-up.
+ */
+static int protmem_store_state(struct kvm_protmem_inode *pi, pgoff_t start,
+			       pgoff_t end, bool private)
+{
+	pgoff_t first = start, last = end - 1;
+	MA_STATE(mas, &pi->state, start, start);
+
+	lockdep_assert_held_write(&pi->inode->i_mapping->invalidate_lock);
+
+	if (private) {
+		if (start) {
+			mas_set(&mas, start - 1);
+			if (mas_walk(&mas))
+				first = mas.index;
+		}
+		if (end) {
+			mas_set(&mas, end);
+			if (mas_walk(&mas))
+				last = mas.last;
+		}
+	}
+
+	mas_set_range(&mas, first, last);
+	return mas_store_gfp(&mas, private ? xa_mk_value(1) : NULL,
+			     GFP_KERNEL_ACCOUNT);
+}
+
+/*
+ * A new private page for @index, without contents.  May be called with or
+ * without the invalidate_lock; @uniform, from protmem_block_uniform(), is a
+ * hint.
+ */
+static struct page *protmem_alloc_page(struct kvm_protmem_inode *pi,
+				       pgoff_t index, gfn_t gfn, bool uniform)
+{
+	struct mempolicy *policy;
+	struct page *page;
+
+	policy = mpol_shared_policy_lookup(&GMEM_I(pi->inode)->policy, index);
+	page = unmapped_pool_alloc(pi->pool, gfn, index, uniform, policy,
+				   pi->inode->i_ino, GFP_KERNEL_ACCOUNT);
+	mpol_cond_put(policy);
+
+	return page;
+}
+
+/**
+ * kvm_protmem_private_page - the page with the contents of a private index
+ * @pi: the inode.
+ * @index: a private index.
+ *
+ * An empty page gets its backing now.  The page stays for as long as the
+ * caller holds the invalidate_lock, shared or exclusive; afterwards only a
+ * second-stage mapping may be made of it, and only if mmu_invalidate_seq says
+ * that nothing has changed.  May sleep.
+ *
+ * Return: the page, or an ERR_PTR: -ENOMEM, or -EHWPOISON if it is broken.
+ */
+struct page *kvm_protmem_private_page(struct kvm_protmem_inode *pi,
+				      pgoff_t index)
+{
+	struct page *page, *other;
+	gfn_t gfn;
+
+	lockdep_assert_held(&pi->inode->i_mapping->invalidate_lock);
+
+	page = xa_load(&pi->pages, index);
+	if (page)
+		goto found;
+
+	gfn = protmem_gfn(pi, index);
+	page = protmem_alloc_page(pi, index, gfn,
+				  protmem_block_uniform(pi, index, gfn, index,
+							index + 1));
+	if (IS_ERR(page))
+		return page;
+
+	/* Only other faults, which hold the lock shared too, can be faster. */
+	other = xa_cmpxchg(&pi->pages, index, NULL, page, GFP_KERNEL_ACCOUNT);
+	if (other) {
+		unmapped_pool_free_clean(pi->pool, page);
+		if (xa_is_err(other))
+			return ERR_PTR(xa_err(other));
+		page = other;
+	} else {
+		protmem_account_private(pi, 1);
+	}
+	protmem_account_blocks(pi);
+
+found:
+	return PageHWPoison(page) ? ERR_PTR(-EHWPOISON) : page;
+}
+
+/**
+ * kvm_protmem_shared_folio - the folio with the contents of a shared index
+ * @pi: the inode.
+ * @index: a shared index.
+ *
+ * The caller holds the invalidate_lock.  May sleep.
+ *
+ * Return: the folio, locked, referenced and up to date, or an ERR_PTR.
+ */
+struct folio *kvm_protmem_shared_folio(struct kvm_protmem_inode *pi,
+				       pgoff_t index)
+{
+	struct folio *folio;
+
+	lockdep_assert_held(&pi->inode->i_mapping->invalidate_lock);
+
+	folio = kvm_gmem_get_folio(pi->inode, index);
+	if (IS_ERR(folio))
+		return folio;
+
+	if (folio_test_hwpoison(folio)) {
+		folio_unlock(folio);
+		folio_put(folio);
+		return ERR_PTR(-EHWPOISON);
+	}
+
+	if (!folio_test_uptodate(folio)) {
+		clear_highpage(folio_page(folio, 0));
+		folio_mark_uptodate(folio);
+		protmem_account_shared(pi, 1);
+	}
+
+	return folio;
+}
+
+/**
+ * kvm_protmem_get_pfn - resolve a second-stage fault
+ * @file: the guest_memfd that backs @slot, referenced by the caller.
+ * @slot: the slot that contains @gfn.
+ * @gfn: what the guest accessed.
+ * @pfn: the result.
+ * @page: set to the page if a reference to it was taken, else to NULL: a
+ *	private page needs none, as it can't go away without an invalidation
+ *	that the caller will notice.
+ *
+ * Return: 0 or a negative error.
+ */
+int kvm_protmem_get_pfn(struct file *file, struct kvm_memory_slot *slot,
+			gfn_t gfn, kvm_pfn_t *pfn, struct page **page)
+{
+	struct inode *inode = file_inode(file);
+	struct kvm_protmem_inode *pi = kvm_protmem(inode);
+	pgoff_t index = kvm_gmem_get_index(slot, gfn);
+	struct gmem_file *f = file->private_data;
+	struct folio *folio;
+
+	*page = NULL;
+
+	guard(rwsem_read)(&inode->i_mapping->invalidate_lock);
+
+	if (file != READ_ONCE(slot->gmem.file))
+		return -EFAULT;
+	if (xa_load(&f->bindings, index) != slot)
+		return -EIO;
+
+	if (kvm_protmem_is_private(pi, index)) {
+		struct page *private = kvm_protmem_private_page(pi, index);
+
+		if (IS_ERR(private))
+			return PTR_ERR(private);
+
+		*pfn = page_to_pfn(private);
+		return 0;
+	}
+
+	folio = kvm_protmem_shared_folio(pi, index);
+	if (IS_ERR(folio))
+		return PTR_ERR(folio);
+
+	folio_unlock(folio);
+	*page = folio_file_page(folio, index);
+	*pfn = page_to_pfn(*page);
+	return 0;
+}
+
+/**
+ * kvm_protmem_fault_user_mapping - resolve a fault in userspace's mapping
+ * @vmf: the fault, below the end of the file.
+ *
+ * The folio is returned locked.  A conversion to private that waits for the
+ * invalidate_lock will wait for the folio lock as well before it zaps the user
+ * page tables, and so catches the entry that the caller is going to make.
+ */
+vm_fault_t kvm_protmem_fault_user_mapping(struct vm_fault *vmf)
+{
+	struct inode *inode = file_inode(vmf->vma->vm_file);
+	struct kvm_protmem_inode *pi = kvm_protmem(inode);
+	struct folio *folio;
+
+	guard(rwsem_read)(&inode->i_mapping->invalidate_lock);
+
+	if (kvm_protmem_is_private(pi, vmf->pgoff)) {
+		if (pi->kvm)
+			atomic64_inc(&pi->kvm->stat.generic.protmem_refused);
+		trace_kvm_protmem_refused(protmem_gfn(pi, vmf->pgoff));
+		return VM_FAULT_SIGBUS;
+	}
+
+	folio = kvm_protmem_shared_folio(pi, vmf->pgoff);
+	if (IS_ERR(folio)) {
+		if (PTR_ERR(folio) == -EHWPOISON)
+			return VM_FAULT_HWPOISON;
+		return vmf_error(PTR_ERR(folio));
+	}
+
+	vmf->page = folio_file_page(folio, vmf->pgoff);
+	return VM_FAULT_LOCKED;
+}
+
+/* A batch of populated pages on their way from one state to the other. */
+struct protmem_batch {
+	unsigned int nr;
+	pgoff_t index[PROTMEM_BATCH];
+	struct page *page[PROTMEM_BATCH];
+	struct folio *folio[PROTMEM_BATCH];
+};
+
+/*
+ * Collects the shared folios of [@start, *@end), without a reference, and
+ * moves *@end to where the batch is full.
+ */
+static void protmem_collect_shared(struct kvm_protmem_inode *pi,
+				   struct protmem_batch *b, pgoff_t start,
+				   pgoff_t *end)
+{
+	XA_STATE(xas, &pi->inode->i_mapping->i_pages, start);
+	struct folio *folio;
+
+	b->nr = 0;
+	guard(rcu)();
+	xas_for_each(&xas, folio, *end - 1) {
+		if (xas_retry(&xas, folio) || xa_is_value(folio))
+			continue;
+		if (b->nr == PROTMEM_BATCH) {
+			*end = b->index[b->nr - 1] + 1;
+			break;
+		}
+		b->index[b->nr++] = xas.xa_index;
+	}
+}
+
+static void protmem_collect_private(struct kvm_protmem_inode *pi,
+				    struct protmem_batch *b, pgoff_t start,
+				    pgoff_t *end)
+{
+	struct page *page;
+	unsigned long index;
+
+	b->nr = 0;
+	xa_for_each_range(&pi->pages, index, page, start, *end - 1) {
+		if (b->nr == PROTMEM_BATCH) {
+			*end = b->index[b->nr - 1] + 1;
+			break;
+		}
+		b->index[b->nr++] = index;
+	}
+}
+
+/*
+ * What was collected and allocated for without the exclusive lock is a guess.
+ * Returns how far it still holds: the end of the prefix of [@start, @end) in
+ * which every populated page has something allocated, or @start.
+ */
+static pgoff_t protmem_recheck(const struct protmem_batch *guess,
+			       const struct protmem_batch *now, pgoff_t start,
+			       pgoff_t end)
+{
+	unsigned int i, j = 0;
+
+	for (i = 0; i < now->nr; i++) {
+		while (j < guess->nr && guess->index[j] < now->index[i])
+			j++;
+		if (j == guess->nr || guess->index[j] != now->index[i])
+			return max(start, now->index[i]);
+	}
+
+	return end;
+}
+
+/*
+ * Makes the shared pages of [*@pos, @end) private and keeps their contents,
+ * one batch of them.  @slot is the one a guest asked by, NULL for userspace:
+ * only the guest's asking closes the latch.
+ *
+ * Advances *@pos; 0 with *@pos unmoved means that the state changed under us
+ * and it is to be called again.
+ */
+static int protmem_make_private(struct kvm_protmem_inode *pi, pgoff_t *pos,
+				pgoff_t end, struct kvm_memory_slot *slot)
+{
+	struct address_space *mapping = pi->inode->i_mapping;
+	struct protmem_batch b = {}, now = {};
+	pgoff_t start = *pos, zapped;
+	bool private, used[PROTMEM_BATCH] = {};
+	unsigned int i, j;
+	int r = 0;
+
+	filemap_invalidate_lock_shared(mapping);
+	end = protmem_run_end(pi, start, end, &private);
+	if (private && (!slot || READ_ONCE(pi->kvm->protmem.latched))) {
+		filemap_invalidate_unlock_shared(mapping);
+		*pos = end;
+		return 0;
+	}
+	if (!private)
+		protmem_collect_shared(pi, &b, start, &end);
+	for (i = 0; i < b.nr; i++) {
+		gfn_t gfn = protmem_gfn(pi, b.index[i]);
+		bool uniform = protmem_block_uniform(pi, b.index[i], gfn,
+						     start, end);
+
+		filemap_invalidate_unlock_shared(mapping);
+		b.page[i] = protmem_alloc_page(pi, b.index[i], gfn, uniform);
+		filemap_invalidate_lock_shared(mapping);
+		if (IS_ERR(b.page[i])) {
+			r = PTR_ERR(b.page[i]);
+			b.nr = i;
+		}
+	}
+	filemap_invalidate_unlock_shared(mapping);
+	if (r && !b.nr)
+		return r;
+	if (r) {
+		end = b.index[b.nr - 1] + 1;
+		r = 0;
+	}
+
+	filemap_invalidate_lock(mapping);
+
+	if (slot && slot->gmem.leaving) {
+		r = -EAGAIN;
+		goto out_unlock;
+	}
+
+	end = protmem_run_end(pi, start, end, &private);
+	if (private)
+		goto done;
+
+	protmem_collect_shared(pi, &now, start, &end);
+	end = protmem_recheck(&b, &now, start, end);
+	if (end == start)
+		goto out_unlock;
+
+	zapped = end;
+	if (now.nr)
+		kvm_gmem_invalidate_start(pi->inode, start, zapped);
+
+	for (i = 0, j = 0; i < now.nr && now.index[i] < end; i++) {
+		struct folio *folio;
+
+		while (b.index[j] != now.index[i])
+			j++;
+
+		folio = filemap_lock_folio(mapping, now.index[i]);
+		if (WARN_ON_ONCE(IS_ERR(folio))) {
+			end = now.index[i];
+			r = PTR_ERR(folio);
+			break;
+		}
+
+		/*
+		 * A fault of userspace's that found the page shared has made
+		 * its entry by the time that we have the folio lock.
+		 */
+		unmap_mapping_pages(mapping, now.index[i], 1, false);
+
+		r = folio_test_hwpoison(folio) ? -EHWPOISON : 0;
+		if (!r)
+			r = unmapped_page_copy_from(b.page[j],
+						    folio_page(folio, 0));
+		if (!r)
+			r = xa_err(xa_store(&pi->pages, now.index[i], b.page[j],
+					    GFP_KERNEL_ACCOUNT));
+		if (!r)
+			used[j] = true;
+		folio_unlock(folio);
+		folio_put(folio);
+		if (r) {
+			end = now.index[i];
+			break;
+		}
+	}
+
+	if (end > start && protmem_store_state(pi, start, end, true)) {
+		r = -ENOMEM;
+		end = start;
+	}
+	if (end == start) {
+		for (j = 0; j < b.nr; j++) {
+			if (used[j])
+				xa_erase(&pi->pages, b.index[j]);
+			used[j] = false;
+		}
+	}
+	if (now.nr) {
+		if (end > start)
+			protmem_drop_shared(pi, start, end);
+		kvm_gmem_invalidate_end(pi->inode, start, zapped);
+	}
+	/* The pages before @end are done; what failed is found again. */
+	if (end > start)
+		r = 0;
+
+	for (j = 0, i = 0; j < b.nr; j++)
+		i += used[j];
+	protmem_account_private(pi, i);
+	atomic64_add(end - start, &pi->kvm->stat.generic.protmem_conversions);
+	trace_kvm_protmem_convert(protmem_gfn(pi, start), end - start, i, true);
+done:
+	if (!r && slot) {
+		WRITE_ONCE(pi->kvm->protmem.latched, true);
+		WRITE_ONCE(pi->kvm->stat.generic.protmem_latched, 1);
+	}
+	if (!r)
+		*pos = end;
+out_unlock:
+	filemap_invalidate_unlock(mapping);
+
+	/* Pages that were not used may hold a copy all the same. */
+	for (j = 0; j < b.nr; j++)
+		if (!used[j])
+			unmapped_pool_free(pi->pool, b.page[j]);
+	protmem_account_blocks(pi);
+
+	return r;
+}
+
+/*
+ * Makes the private pages of [*@pos, @end) shared and keeps their contents,
+ * one batch of them.  With the latch closed only the guest may do that.
+ *
+ * The private pages stay in place until every step that can fail has
+ * succeeded.  Whatever was copied out of them by then and is not going to be
+ * shared is cleared before it is freed.
+ */
+static int protmem_make_shared(struct kvm_protmem_inode *pi, pgoff_t *pos,
+			       pgoff_t end, struct kvm_memory_slot *slot)
+{
+	struct address_space *mapping = pi->inode->i_mapping;
+	struct protmem_batch b = {}, now = {};
+	pgoff_t start = *pos, zapped;
+	unsigned int i, j, done = 0;
+	bool private;
+	int r = 0;
+
+	filemap_invalidate_lock_shared(mapping);
+	end = protmem_run_end(pi, start, end, &private);
+	if (!private) {
+		filemap_invalidate_unlock_shared(mapping);
+		*pos = end;
+		return 0;
+	}
+	protmem_collect_private(pi, &b, start, &end);
+	filemap_invalidate_unlock_shared(mapping);
+
+	for (i = 0; i < b.nr; i++) {
+		struct mempolicy *policy;
+
+		policy = mpol_shared_policy_lookup(&GMEM_I(pi->inode)->policy,
+						   b.index[i]);
+		b.folio[i] = filemap_alloc_folio(mapping_gfp_mask(mapping), 0,
+						 policy);
+		mpol_cond_put(policy);
+		if (!b.folio[i]) {
+			b.nr = i;
+			if (!i)
+				return -ENOMEM;
+			end = b.index[i - 1] + 1;
+		}
+	}
+
+	filemap_invalidate_lock(mapping);
+
+	if (slot && slot->gmem.leaving) {
+		r = -EAGAIN;
+		goto out_unlock;
+	}
+
+	end = protmem_run_end(pi, start, end, &private);
+	if (!private) {
+		*pos = end;
+		goto out_unlock;
+	}
+	if (!slot && pi->kvm->protmem.latched) {
+		r = -EPERM;
+		goto out_unlock;
+	}
+
+	protmem_collect_private(pi, &now, start, &end);
+	end = protmem_recheck(&b, &now, start, end);
+	if (end == start)
+		goto out_unlock;
+
+	zapped = end;
+	if (now.nr)
+		kvm_gmem_invalidate_start(pi->inode, start, zapped);
+
+	for (i = 0, j = 0; i < now.nr && now.index[i] < end; i++, done++) {
+		struct folio *folio;
+		struct page *page;
+
+		while (b.index[j] != now.index[i])
+			j++;
+		folio = b.folio[j];
+
+		page = xa_load(&pi->pages, now.index[i]);
+		if (WARN_ON_ONCE(!page))
+			r = -EIO;
+		else if (PageHWPoison(page))
+			r = -EHWPOISON;
+		else
+			r = unmapped_page_copy_to(folio_page(folio, 0), page);
+		if (!r) {
+			folio_mark_uptodate(folio);
+			r = filemap_add_folio(mapping, folio, now.index[i],
+					      mapping_gfp_mask(mapping));
+		}
+		if (r) {
+			end = now.index[i];
+			break;
+		}
+		/* The page cache has a reference of its own now. */
+		folio_unlock(folio);
+		folio_put(folio);
+		b.folio[j] = NULL;
+	}
+	protmem_account_shared(pi, done);
+
+	if (end > start && protmem_store_state(pi, start, end, false)) {
+		r = -ENOMEM;
+		end = start;
+	}
+	if (end == start) {
+		for (i = 0; i < done; i++) {
+			struct folio *folio;
+
+			folio = filemap_lock_folio(mapping, now.index[i]);
+			if (WARN_ON_ONCE(IS_ERR(folio)))
+				continue;
+			clear_highpage(folio_page(folio, 0));
+			folio_unlock(folio);
+			folio_put(folio);
+		}
+		if (done)
+			protmem_drop_shared(pi, start, now.index[done - 1] + 1);
+		done = 0;
+	} else {
+		r = 0;
+	}
+
+	for (i = 0; i < done; i++)
+		now.page[i] = xa_erase(&pi->pages, now.index[i]);
+
+	if (now.nr)
+		kvm_gmem_invalidate_end(pi->inode, start, zapped);
+
+	protmem_account_private(pi, -(long)done);
+	atomic64_add(end - start, &pi->kvm->stat.generic.protmem_conversions);
+	trace_kvm_protmem_convert(protmem_gfn(pi, start), end - start, done,
+				  false);
+	*pos = end;
+out_unlock:
+	filemap_invalidate_unlock(mapping);
+
+	for (i = 0; i < done; i++)
+		unmapped_pool_free(pi->pool, now.page[i]);
+
+	for (j = 0; j < b.nr; j++) {
+		if (!b.folio[j])
+			continue;
+		/* It may hold a copy of what remains private. */
+		clear_highpage(folio_page(b.folio[j], 0));
+		folio_put(b.folio[j]);
+	}
+	protmem_account_blocks(pi);
+
+	return r;
+}
+
+enum protmem_drop {
+	PROTMEM_DROP_TO_SHARED,
+	PROTMEM_DROP_TO_PRIVATE,
+	PROTMEM_DROP_PUNCH,
+};
+
+/*
+ * Drops the contents of [*@pos, @end), one bounded step of it, with the state
+ * as @how says.  With the latch closed no contents of private pages may be
+ * dropped.
+ */
+static int protmem_drop_range(struct kvm_protmem_inode *pi, pgoff_t *pos,
+			      pgoff_t end, enum protmem_drop how)
+{
+	struct address_space *mapping = pi->inode->i_mapping;
+	pgoff_t start = *pos;
+	bool populated;
+	int r = 0;
+
+	filemap_invalidate_lock(mapping);
+
+	if (READ_ONCE(pi->kvm->protmem.latched) &&
+	    protmem_find_private(pi, start, end) < end) {
+		*pos = protmem_find_private(pi, start, end);
+		r = -EPERM;
+		goto out;
+	}
+
+	populated = mapping->nrpages || !xa_empty(&pi->pages);
+	if (populated)
+		end = min(end, start + PROTMEM_DROP_SPAN);
+
+	if (how != PROTMEM_DROP_PUNCH) {
+		r = protmem_store_state(pi, start, end,
+					how == PROTMEM_DROP_TO_PRIVATE);
+		if (r)
+			goto out;
+		atomic64_add(end - start,
+			     &pi->kvm->stat.generic.protmem_conversions);
+	}
+
+	if (populated) {
+		kvm_gmem_invalidate_start(pi->inode, start, end);
+		protmem_drop_shared(pi, start, end);
+		protmem_drop_private(pi, start, end);
+		kvm_gmem_invalidate_end(pi->inode, start, end);
+	}
+	*pos = end;
+out:
+	filemap_invalidate_unlock(mapping);
+	return r;
+}
+
+long kvm_protmem_punch_hole(struct inode *inode, pgoff_t start, pgoff_t end)
+{
+	struct kvm_protmem_inode *pi = kvm_protmem(inode);
+	int r = 0;
+
+	end = min_t(pgoff_t, end, i_size_read(inode) >> PAGE_SHIFT);
+
+	/* All or nothing as far as the latch goes; it can close meanwhile. */
+	filemap_invalidate_lock_shared(inode->i_mapping);
+	if (READ_ONCE(pi->kvm->protmem.latched) &&
+	    protmem_find_private(pi, start, end) < end)
+		r = -EPERM;
+	filemap_invalidate_unlock_shared(inode->i_mapping);
+
+	while (!r && start < end) {
+		r = protmem_drop_range(pi, &start, end, PROTMEM_DROP_PUNCH);
+		cond_resched();
+	}
+
+	return r;
+}
+
+long kvm_protmem_allocate(struct inode *inode, pgoff_t start, pgoff_t end)
+{
+	struct kvm_protmem_inode *pi = kvm_protmem(inode);
+
+	for (; start < end; start++) {
+		if (signal_pending(current))
+			return -EINTR;
+
+		scoped_guard(rwsem_read, &inode->i_mapping->invalidate_lock) {
+			struct folio *folio;
+
+			if (kvm_protmem_is_private(pi, start)) {
+				struct page *page;
+
+				page = kvm_protmem_private_page(pi, start);
+				if (IS_ERR(page))
+					return PTR_ERR(page);
+				continue;
+			}
+
+			folio = kvm_protmem_shared_folio(pi, start);
+			if (IS_ERR(folio))
+				return PTR_ERR(folio);
+			folio_unlock(folio);
+			folio_put(folio);
+		}
+		cond_resched();
+	}
+
+	return 0;
+}
+
+/**
+ * kvm_protmem_convert_gfns - one step of a conversion that the guest asks for
+ * @kvm: the VM; the caller holds kvm->srcu.
+ * @gfn: where to begin, moved to where this step ended.
+ * @end: the end of the range, exclusive.
+ * @private: what the pages are to become; their contents are kept.
+ *
+ * What is already as wanted is skipped in the time it takes to look at the
+ * ranges.  Memory that can't be private is shared already, and can't be made
+ * private.  May sleep.
+ *
+ * Return: 0 to be called again until *@gfn is @end; -EAGAIN if a memslot is
+ * changing right now, which can't finish before the caller drops kvm->srcu;
+ * -EINVAL if the memory can't be private; otherwise the error of the host that
+ * stopped it, e.g. -ENOMEM, -EHWPOISON.
+ */
+int kvm_protmem_convert_gfns(struct kvm *kvm, gfn_t *gfn, gfn_t end,
+			     bool private)
+{
+	struct kvm_memory_slot *slot;
+	struct kvm_memslot_iter iter;
+	struct inode *inode;
+	pgoff_t pos, last;
+	int r;
+
+	kvm_memslot_iter_start(&iter, kvm_memslots(kvm), *gfn);
+	while (kvm_memslot_iter_is_valid(&iter, end) &&
+	       iter.slot->base_gfn + iter.slot->npages <= *gfn)
+		kvm_memslot_iter_next(&iter);
+
+	slot = kvm_memslot_iter_is_valid(&iter, end) ? iter.slot : NULL;
+	if (!slot || slot->base_gfn > *gfn) {
+		if (private)
+			return -EINVAL;
+		*gfn = slot ? slot->base_gfn : end;
+		return 0;
+	}
+
+	if (slot->flags & KVM_MEMSLOT_INVALID)
+		return -EAGAIN;
+
+	end = min(end, slot->base_gfn + slot->npages);
+	if (!kvm_slot_is_protected(slot)) {
+		if (private)
+			return -EINVAL;
+		*gfn = end;
+		return 0;
+	}
+
+	CLASS(gmem_get_file, file)(slot);
+	if (!file)
+		return -EFAULT;
+
+	inode = file_inode(file);
+	pos = kvm_gmem_get_index(slot, *gfn);
+	last = pos + (end - *gfn);
+
+	if (private)
+		r = protmem_make_private(kvm_protmem(inode), &pos, last, slot);
+	else
+		r = protmem_make_shared(kvm_protmem(inode), &pos, last, slot);
+
+	*gfn = end - (last - pos);
+	return r;
+}
+
+/*
+ * KVM_SET_MEMORY_ATTRIBUTES2 on a guest_memfd.  @attrs->error_offset is where
+ * it stopped.
+ */
+static int protmem_set_attributes(struct kvm_protmem_inode *pi,
+				  struct kvm_memory_attributes2 *attrs)
+{
+	pgoff_t pos = attrs->offset >> PAGE_SHIFT;
+	pgoff_t end = pos + (attrs->size >> PAGE_SHIFT);
+	bool private = attrs->attributes & KVM_MEMORY_ATTRIBUTE_PRIVATE;
+	bool keep = attrs->flags & KVM_SET_MEMORY_ATTRIBUTES2_PRESERVE;
+	int r = 0;
+
+	/*
+	 * Refuse before anything is done, but note that the guest can close
+	 * the latch at any time, so that every step looks again.
+	 */
+	if (!private || !keep) {
+		filemap_invalidate_lock_shared(pi->inode->i_mapping);
+		if (READ_ONCE(pi->kvm->protmem.latched) &&
+		    protmem_find_private(pi, pos, end) < end) {
+			pos = protmem_find_private(pi, pos, end);
+			r = -EPERM;
+		}
+		filemap_invalidate_unlock_shared(pi->inode->i_mapping);
+	}
+
+	while (!r && pos < end) {
+		if (signal_pending(current)) {
+			r = -EINTR;
+			break;
+		}
+		if (!keep)
+			r = protmem_drop_range(pi, &pos, end, private ?
+					       PROTMEM_DROP_TO_PRIVATE :
+					       PROTMEM_DROP_TO_SHARED);
+		else if (private)
+			r = protmem_make_private(pi, &pos, end, NULL);
+		else
+			r = protmem_make_shared(pi, &pos, end, NULL);
+		cond_resched();
+	}
+
+	attrs->error_offset = (u64)pos << PAGE_SHIFT;
+	return r;
+}
+
+static void protmem_get_attributes(struct kvm_protmem_inode *pi,
+				   struct kvm_memory_attributes2 *attrs)
+{
+	pgoff_t start = attrs->offset >> PAGE_SHIFT;
+	pgoff_t end = start + (attrs->size >> PAGE_SHIFT);
+	bool private;
+
+	filemap_invalidate_lock_shared(pi->inode->i_mapping);
+	end = protmem_run_end(pi, start, end, &private);
+	filemap_invalidate_unlock_shared(pi->inode->i_mapping);
+
+	attrs->size = (u64)(end - start) << PAGE_SHIFT;
+	attrs->attributes = private ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0;
+}
+
+long kvm_protmem_ioctl(struct inode *inode, unsigned int ioctl,
+		       unsigned long arg)
+{
+	struct kvm_protmem_inode *pi = kvm_protmem(inode);
+	void __user *argp = (void __user *)arg;
+	struct kvm_memory_attributes2 attrs;
+	bool set = ioctl == KVM_SET_MEMORY_ATTRIBUTES2;
+	int r;
+
+	if (!set && ioctl != KVM_GET_MEMORY_ATTRIBUTES2)
+		return -ENOTTY;
+
+	if (copy_from_user(&attrs, argp, sizeof(attrs)))
+		return -EFAULT;
+
+	/* Page states exist once a slot has said that there are some. */
+	if (!pi || !smp_load_acquire(&pi->protected))
+		return -EINVAL;
+
+	if (memchr_inv(attrs.reserved, 0, sizeof(attrs.reserved)))
+		return -EINVAL;
+	if (!attrs.size || !PAGE_ALIGNED(attrs.offset) || !PAGE_ALIGNED(attrs.size))
+		return -EINVAL;
+	if (attrs.offset + attrs.size < attrs.offset ||
+	    attrs.offset + attrs.size > i_size_read(inode))
+		return -EINVAL;
+
+	if (!set) {
+		if (attrs.flags || attrs.attributes)
+			return -EINVAL;
+		protmem_get_attributes(pi, &attrs);
+		r = 0;
+	} else {
+		if (attrs.attributes & ~KVM_MEMORY_ATTRIBUTE_PRIVATE)
+			return -EINVAL;
+		if (attrs.flags != KVM_SET_MEMORY_ATTRIBUTES2_ZERO &&
+		    attrs.flags != KVM_SET_MEMORY_ATTRIBUTES2_PRESERVE)
+			return -EINVAL;
+		r = protmem_set_attributes(pi, &attrs);
+	}
+
+	if (copy_to_user(argp, &attrs, sizeof(attrs)))
+		return -EFAULT;
+
+	return r;
+}
+
+static void protmem_memory_failure(void *priv, pgoff_t index, struct page *page)
+{
+	struct kvm_protmem_inode *pi = priv;
+	struct address_space *mapping = pi->inode->i_mapping;
+
+	/*
+	 * The page stays where it is, so that the guest, which alone may say
+	 * what becomes of it, gets -EHWPOISON at the next access.
+	 */
+	filemap_invalidate_lock_shared(mapping);
+	if (xa_load(&pi->pages, index) == page) {
+		kvm_gmem_invalidate_start(pi->inode, index, index + 1);
+		kvm_gmem_invalidate_end(pi->inode, index, index + 1);
+	}
+	filemap_invalidate_unlock_shared(mapping);
+}
+
+static const struct unmapped_pool_ops protmem_pool_ops = {
+	.memory_failure	= protmem_memory_failure,
+};
+
+/**
+ * kvm_protmem_create - prepare a new guest_memfd inode for protected slots
+ * @inode: the inode, which nobody else knows yet.
+ * @kvm: the VM that creates it.
+ *
+ * Return: 0, also if there is nothing to prepare, or -ENOMEM.
+ */
+int kvm_protmem_create(struct inode *inode, struct kvm *kvm)
+{
+	struct kvm_protmem_inode *pi;
+	struct unmapped_pool *pool;
+
+	if (!kvm_has_protected_memory(kvm) ||
+	    !(GMEM_I(inode)->flags & GUEST_MEMFD_FLAG_MMAP) ||
+	    !(GMEM_I(inode)->flags & GUEST_MEMFD_FLAG_INIT_SHARED))
+		return 0;
+
+	pi = kzalloc_obj(*pi, GFP_KERNEL_ACCOUNT);
+	if (!pi)
+		return -ENOMEM;
+
+	pool = unmapped_pool_create(kvm->userspace_pid, &protmem_pool_ops, pi);
+	if (IS_ERR(pool)) {
+		kfree(pi);
+		return PTR_ERR(pool);
+	}
+
+	pi->inode = inode;
+	pi->kvm = kvm;
+	pi->pool = pool;
+	xa_init(&pi->pages);
+	mt_init_flags(&pi->state, MT_FLAGS_LOCK_EXTERN);
+	mt_set_external_lock(&pi->state, &inode->i_mapping->invalidate_lock);
+	mt_init_flags(&pi->gfns, MT_FLAGS_LOCK_EXTERN);
+	mt_set_external_lock(&pi->gfns, &inode->i_mapping->invalidate_lock);
+	spin_lock_init(&pi->acct_lock);
+	INIT_LIST_HEAD(&pi->entry);
+
+	/*
+	 * A shared page that becomes private leaves the old one behind to
+	 * those who have pinned it.  Whoever pins for long would be left with
+	 * something that is not guest memory and never notice.
+	 */
+	mapping_set_no_longterm_pin(inode->i_mapping);
+
+	GMEM_I(inode)->protmem = pi;
+	return 0;
+}
+
+/* The inode is about to be installed; from here on release is certain. */
+void kvm_protmem_attach(struct inode *inode)
+{
+	struct kvm_protmem_inode *pi = kvm_protmem(inode);
+
+	if (!pi)
+		return;
+
+	guard(mutex)(&pi->kvm->slots_lock);
+	list_add(&pi->entry, &pi->kvm->protmem.inodes);
+}
+
+/**
+ * kvm_protmem_release - the last reference to the file of an inode is gone
+ * @inode: the inode; the caller holds slots_lock and its invalidate_lock, and
+ *	has zapped the second stage.
+ *
+ * The contents of a latched VM's memory must not be replaced under its feet.
+ */
+void kvm_protmem_release(struct inode *inode)
+{
+	struct kvm_protmem_inode *pi = kvm_protmem(inode);
+	struct kvm *kvm;
+
+	if (!pi)
+		return;
+
+	kvm = pi->kvm;
+	lockdep_assert_held(&kvm->slots_lock);
+	lockdep_assert_held_write(&inode->i_mapping->invalidate_lock);
+
+	if (READ_ONCE(kvm->protmem.latched) && pi->protected)
+		kvm_vm_dead(kvm);
+
+	/* The pages live on until the inode is evicted, the VM may not. */
+	list_del_init(&pi->entry);
+	atomic64_sub(inode->i_mapping->nrpages << PAGE_SHIFT,
+		     &kvm->stat.generic.protmem_shared_bytes);
+	atomic64_sub(atomic_long_read(&pi->nr_private) << PAGE_SHIFT,
+		     &kvm->stat.generic.protmem_private_bytes);
+	scoped_guard(spinlock, &pi->acct_lock)
+		atomic64_sub(pi->acct_bytes,
+			     &kvm->stat.generic.protmem_block_bytes);
+	pi->kvm = NULL;
+}
+
+/* The inode goes: nobody else can reach it, and no file of it is left. */
+void kvm_protmem_evict(struct inode *inode)
+{
+	struct kvm_protmem_inode *pi = kvm_protmem(inode);
+
+	if (!pi)
+		return;
+
+	GMEM_I(inode)->protmem = NULL;
+	/* An error path may get here before there was a file. */
+	pi->kvm = NULL;
+
+	unmapped_pool_unregister(pi->pool);
+	protmem_drop_private(pi, 0, i_size_read(inode) >> PAGE_SHIFT);
+	WARN_ON_ONCE(!xa_empty(&pi->pages));
+	xa_destroy(&pi->pages);
+
+	filemap_invalidate_lock(inode->i_mapping);
+	__mt_destroy(&pi->state);
+	__mt_destroy(&pi->gfns);
+	filemap_invalidate_unlock(inode->i_mapping);
+
+	unmapped_pool_put(pi->pool);
+	kfree(pi);
+}
+
+/**
+ * kvm_protmem_check_bind - can @slot be bound to @inode?
+ * @inode: the guest_memfd inode.
+ * @slot: the new slot, not visible yet; its gmem.pgoff is set.
+ *
+ * What protects the memory is a property of the inode, fixed by the first
+ * slot, and so is the gfn of each index once it is bound: nothing but the
+ * guest's own address may lead to a page.  The caller holds slots_lock.
+ */
+int kvm_protmem_check_bind(struct inode *inode, struct kvm_memory_slot *slot)
+{
+	struct kvm_protmem_inode *pi = kvm_protmem(inode);
+	unsigned long index = slot->gmem.pgoff;
+	unsigned long last = index + slot->npages - 1;
+	struct ma_state mas;
+	void *entry;
+
+	if (!pi)
+		return kvm_slot_is_protected(slot) ? -EINVAL : 0;
+
+	guard(rwsem_read)(&inode->i_mapping->invalidate_lock);
+
+	if (pi->bound && pi->protected != kvm_slot_is_protected(slot))
+		return -EINVAL;
+	if (!kvm_slot_is_protected(slot))
+		return 0;
+
+	mas_init(&mas, &pi->gfns, index);
+	mas_for_each(&mas, entry, last) {
+		index = max(mas.index, slot->gmem.pgoff);
+		if (index + xa_to_value(entry) - PROTMEM_GFN_BIAS ==
+		    slot->base_gfn + (index - slot->gmem.pgoff))
+			continue;
+		return READ_ONCE(pi->kvm->protmem.latched) ? -EPERM : -EINVAL;
+	}
+
+	return 0;
+}
+
+/*
+ * Fixes what kvm_protmem_check_bind() has checked under the same slots_lock.
+ * The caller holds the invalidate_lock.  -ENOMEM leaves everything as it was.
+ */
+int kvm_protmem_bind(struct inode *inode, struct kvm_memory_slot *slot)
+{
+	struct kvm_protmem_inode *pi = kvm_protmem(inode);
+	unsigned long first = slot->gmem.pgoff;
+	unsigned long last = first + slot->npages - 1;
+	void *delta, *entry;
+	int r;
+
+	if (!pi)
+		return 0;
+
+	lockdep_assert_held_write(&inode->i_mapping->invalidate_lock);
+
+	if (kvm_slot_is_protected(slot)) {
+		MA_STATE(mas, &pi->gfns, first, last);
+
+		/* Equal and overlapping or adjacent ranges become one. */
+		delta = xa_mk_value(slot->base_gfn - first + PROTMEM_GFN_BIAS);
+		mas_set(&mas, first ? first - 1 : 0);
+		entry = mas_walk(&mas);
+		if (entry == delta)
+			first = min(first, mas.index);
+		mas_set(&mas, last + 1);
+		entry = mas_walk(&mas);
+		if (entry == delta)
+			last = max(last, mas.last);
+
+		mas_set_range(&mas, first, last);
+		r = mas_store_gfp(&mas, delta, GFP_KERNEL_ACCOUNT);
+		if (r)
+			return r;
+		/* Pairs with kvm_protmem_ioctl(). */
+		smp_store_release(&pi->protected, true);
+	}
+
+	pi->bound = true;
+	return 0;
+}
+
+/**
+ * kvm_protmem_slot_leave - a memslot is about to be deleted
+ * @kvm: the VM; the caller holds slots_lock.
+ * @slot: the slot, still active.
+ *
+ * Refuses if the latch is closed and the slot has a private page.  Otherwise,
+ * until the slot is gone or kvm_protmem_slot_stay() says that it is not going,
+ * the guest can't convert pages in it: it tries again, and then finds the
+ * outcome.  So there is no moment at which a guest that has made a page
+ * private meets a slot that is on its way out.
+ *
+ * Return: 0 or -EPERM.
+ */
+int kvm_protmem_slot_leave(struct kvm *kvm, struct kvm_memory_slot *slot)
+{
+	struct kvm_protmem_inode *pi;
+	pgoff_t start, end;
+
+	lockdep_assert_held(&kvm->slots_lock);
+
+	if (!kvm_slot_is_protected(slot))
+		return 0;
+
+	CLASS(gmem_get_file, file)(slot);
+	if (!file)
+		return 0;
+
+	pi = kvm_protmem(file_inode(file));
+	start = slot->gmem.pgoff;
+	end = start + slot->npages;
+
+	guard(rwsem_write)(&file_inode(file)->i_mapping->invalidate_lock);
+
+	if (READ_ONCE(kvm->protmem.latched) &&
+	    protmem_find_private(pi, start, end) < end)
+		return -EPERM;
+
+	slot->gmem.leaving = true;
+	return 0;
+}
+
+void kvm_protmem_slot_stay(struct kvm *kvm, struct kvm_memory_slot *slot)
+{
+	lockdep_assert_held(&kvm->slots_lock);
+
+	if (!kvm_slot_is_protected(slot))
+		return;
+
+	CLASS(gmem_get_file, file)(slot);
+	if (!file)
+		return;
+
+	guard(rwsem_write)(&file_inode(file)->i_mapping->invalidate_lock);
+	slot->gmem.leaving = false;
+}
+
+/**
+ * kvm_protmem_reset - wipe all protected memory and open the latch
+ * @kvm: the VM.
+ *
+ * KVM_RESET_PROTECTED_MEMORY: the one way out of the latch.  All contents are
+ * gone before the latch opens, and so are the operations that a vCPU has left
+ * half done.
+ *
+ * Return: 0; -EINVAL if the VM has no protected memory; -EBUSY if a vCPU runs
+ * or is being created.
+ */
+int kvm_protmem_reset(struct kvm *kvm)
+{
+	struct kvm_protmem_inode *pi;
+	struct kvm_vcpu *vcpu;
+	unsigned long i;
+
+	if (!kvm_has_protected_memory(kvm))
+		return -EINVAL;
+
+	guard(mutex)(&kvm->lock);
+
+	if (kvm->created_vcpus != atomic_read(&kvm->online_vcpus))
+		return -EBUSY;
+	if (kvm_trylock_all_vcpus(kvm))
+		return -EBUSY;
+
+	mutex_lock(&kvm->slots_lock);
+	list_for_each_entry(pi, &kvm->protmem.inodes, entry) {
+		struct address_space *mapping = pi->inode->i_mapping;
+		pgoff_t end = i_size_read(pi->inode) >> PAGE_SHIFT;
+
+		if (!pi->protected)
+			continue;
+
+		filemap_invalidate_lock(mapping);
+		kvm_gmem_invalidate_start(pi->inode, 0, end);
+		protmem_drop_shared(pi, 0, end);
+		protmem_drop_private(pi, 0, end);
+		__mt_destroy(&pi->state);
+		kvm_gmem_invalidate_end(pi->inode, 0, end);
+		filemap_invalidate_unlock(mapping);
+	}
+	mutex_unlock(&kvm->slots_lock);
+
+	kvm_for_each_vcpu(i, vcpu, kvm)
+		kvm_arch_protmem_reset_vcpu(vcpu);
+
+	WRITE_ONCE(kvm->protmem.latched, false);
+	WRITE_ONCE(kvm->stat.generic.protmem_latched, 0);
+
+	kvm_unlock_all_vcpus(kvm);
+	return 0;
+}
+
+void kvm_protmem_init_vm(struct kvm *kvm)
+{
+	INIT_LIST_HEAD(&kvm->protmem.inodes);
+}
+
+/**
+ * kvm_protmem_supported_caps - what KVM_ENABLE_CAP may ask for
+ * @kvm: the VM, or NULL for VMs of the default type.
+ *
+ * Return: a mask of KVM_PROTMEM_*; 0, with a line in the log that says why,
+ * if there is no protected memory.
+ */
+u64 kvm_protmem_supported_caps(struct kvm *kvm)
+{
+	const char *why;
+
+	if (!unmapped_pool_supported(&why)) {
+		pr_info_once("no protected memory: %s\n", why);
+		return 0;
+	}
+
+	return kvm_arch_protmem_supported_caps(kvm);
+}
+
+/* KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES */
+u64 kvm_protmem_supported_attributes(struct kvm *kvm)
+{
+	if (kvm ? kvm_has_protected_memory(kvm) : !!kvm_protmem_supported_caps(NULL))
+		return KVM_MEMORY_ATTRIBUTE_PRIVATE;
+
+	return 0;
+}
+
+int kvm_protmem_enable_cap(struct kvm *kvm, const struct kvm_enable_cap *cap)
+{
+	u64 caps = cap->args[0], exits = cap->args[1];
+	int i;
+
+	if (cap->flags || cap->args[2] || cap->args[3])
+		return -EINVAL;
+	if (!caps || (caps & ~kvm_protmem_supported_caps(kvm)))
+		return -EINVAL;
+	/* Hiding from the kernel alone is for KVM_PROTMEM_HIDE_ONLY. */
+	if (!(caps & KVM_PROTMEM_DIRECT_MAP) || !(caps & KVM_PROTMEM_USER))
+		return -EINVAL;
+	if (exits & ~KVM_PROTMEM_EXIT_CONVERT)
+		return -EINVAL;
+	if (exits && !(caps & KVM_PROTMEM_GUEST_CONVERT))
+		return -EINVAL;
+
+	guard(mutex)(&kvm->lock);
+	guard(mutex)(&kvm->slots_lock);
+
+	if (kvm->created_vcpus || kvm_has_protected_memory(kvm))
+		return -EBUSY;
+	for (i = 0; i < kvm_arch_nr_memslot_as_ids(kvm); i++)
+		if (!kvm_memslots_empty(__kvm_memslots(kvm, i)))
+			return -EBUSY;
+
+	kvm->protmem.exit_flags = exits;
+	kvm->protmem.caps = caps;
+	kvm_arch_protmem_enable(kvm);
+	return 0;
+}

@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Protected memory, the part that guest_memfd and the accessor share with
+ * virt/kvm/protected_memory.c.  Nothing else may include this.
+ */
+#ifndef __KVM_PROTECTED_MEMORY_INTERNAL_H
+#define __KVM_PROTECTED_MEMORY_INTERNAL_H
+
+#include <linux/kvm_host.h>
+#include <linux/maple_tree.h>
+#include <linux/spinlock.h>
+#include <linux/xarray.h>
+
+#include "guest_memfd.h"
+
+struct unmapped_pool;
+
+/**
+ * struct kvm_protmem_inode - protected memory, the part of a guest_memfd inode
+ * @inode: the guest_memfd inode, which owns this.
+ * @kvm: the one VM this inode belongs to, NULL once its file is released.
+ * @pool: where the private pages come from.
+ * @state: ranges of indices that are private; what is not in it is shared.
+ * @pages: the private pages by index.  A private index that is not in it is
+ *	empty.  The page cache holds the shared folios and nothing else.
+ * @gfns: ranges of indices that have ever been bound, with the distance of
+ *	their gfns (kvm_protmem_gfn()).  Ranges are added and never removed.
+ * @bound: a slot has been bound, @protected is fixed.
+ * @protected: its slots have KVM_MEM_UNMAP_DIRECT and KVM_MEM_UNMAP_USER.
+ * @nr_private: how many pages @pages has.
+ * @acct_lock: protects @acct_bytes.
+ * @acct_bytes: what of @pool the statistics of @kvm contain.
+ * @entry: in kvm_protmem.inodes, protected by slots_lock.
+ *
+ * The inode's invalidate_lock protects all but @acct_bytes, @pool and @entry:
+ * held shared to read @state and @gfns and to add to @pages, held exclusive
+ * for everything else.
+ */
+struct kvm_protmem_inode {
+	struct inode *inode;
+	struct kvm *kvm;
+	struct unmapped_pool *pool;
+	struct maple_tree state;
+	struct xarray pages;
+	struct maple_tree gfns;
+	bool bound;
+	bool protected;
+	atomic_long_t nr_private;
+	spinlock_t acct_lock;
+	u64 acct_bytes;
+	struct list_head entry;
+};
+
+#ifdef CONFIG_KVM_PROTECTED_MEMORY
+
+/* The state of @index; the caller holds the invalidate_lock. */
+static inline bool kvm_protmem_is_private(struct kvm_protmem_inode *pi,
+					  pgoff_t index)
+{
+	MA_STATE(mas, &pi->state, index, index);
+
+	lockdep_assert_held(&pi->inode->i_mapping->invalidate_lock);
+
+	return mas_walk(&mas);
+}
+
+int kvm_protmem_create(struct inode *inode, struct kvm *kvm);
+void kvm_protmem_attach(struct inode *inode);
+void kvm_protmem_release(struct inode *inode);
+void kvm_protmem_evict(struct inode *inode);
+int kvm_protmem_check_bind(struct inode *inode, struct kvm_memory_slot *slot);
+int kvm_protmem_bind(struct inode *inode, struct kvm_memory_slot *slot);
+int kvm_protmem_get_pfn(struct file *file, struct kvm_memory_slot *slot,
+			gfn_t gfn, kvm_pfn_t *pfn, struct page **page);
+vm_fault_t kvm_protmem_fault_user_mapping(struct vm_fault *vmf);
+long kvm_protmem_punch_hole(struct inode *inode, pgoff_t start, pgoff_t end);
+long kvm_protmem_allocate(struct inode *inode, pgoff_t start, pgoff_t end);
+long kvm_protmem_ioctl(struct inode *inode, unsigned int ioctl,
+		       unsigned long arg);
+struct page *kvm_protmem_private_page(struct kvm_protmem_inode *pi,
+				      pgoff_t index);
+struct folio *kvm_protmem_shared_folio(struct kvm_protmem_inode *pi,
+				       pgoff_t index);
+
+static inline struct kvm_protmem_inode *kvm_protmem(struct inode *inode)
+{
+	return GMEM_I(inode)->protmem;
+}
+
+#else
+
+static inline int kvm_protmem_create(struct inode *inode, struct kvm *kvm)
+{
+	return 0;
+}
+
+static inline void kvm_protmem_attach(struct inode *inode) { }
+static inline void kvm_protmem_release(struct inode *inode) { }
+static inline void kvm_protmem_evict(struct inode *inode) { }
+
+static inline int kvm_protmem_check_bind(struct inode *inode,
+					 struct kvm_memory_slot *slot)
+{
+	return 0;
+}
+
+static inline int kvm_protmem_bind(struct inode *inode,
+				   struct kvm_memory_slot *slot)
+{
+	return 0;
+}
+
+static inline int kvm_protmem_get_pfn(struct file *file,
+				      struct kvm_memory_slot *slot, gfn_t gfn,
+				      kvm_pfn_t *pfn, struct page **page)
+{
+	return -EIO;
+}
+
+static inline vm_fault_t kvm_protmem_fault_user_mapping(struct vm_fault *vmf)
+{
+	return VM_FAULT_SIGBUS;
+}
+
+static inline long kvm_protmem_punch_hole(struct inode *inode, pgoff_t start,
+					  pgoff_t end)
+{
+	return -EIO;
+}
+
+static inline long kvm_protmem_allocate(struct inode *inode, pgoff_t start,
+					pgoff_t end)
+{
+	return -EIO;
+}
+
+static inline long kvm_protmem_ioctl(struct inode *inode, unsigned int ioctl,
+				     unsigned long arg)
+{
+	return -ENOTTY;
+}
+
+static inline struct kvm_protmem_inode *kvm_protmem(struct inode *inode)
+{
+	return NULL;
+}
+
+#endif /* CONFIG_KVM_PROTECTED_MEMORY */
+#endif /* __KVM_PROTECTED_MEMORY_INTERNAL_H */

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * KVM protected memory: KVM's own access to guest memory, on behalf of the
+ * instruction that a guest is executing.
+ *
+ * A memslot's userspace_addr says where userspace would like the memory to be,
+ * and nothing ties it to the guest_memfd, so that it is not used here: an
+ * access goes from gfn to index to page, and then to a shared page directly and
+ * to a private one through the window, see unmapped_page_read().  There is no
+ * way to get a pointer to guest memory out of this file.
+ *
+ * Private pages are for the vCPU that runs, for as long as KVM_RUN has taken
+ * over its registers.  An ioctl that looks at guest memory with registers which
+ * userspace has made up meets an error instead.
+ */
+#include <linux/highmem.h>
+#include <linux/kvm_host.h>
+#include <linux/pagemap.h>
+#include <linux/uaccess.h>
+#include <linux/unmapped_pool.h>
+
+#include "protected_memory.h"
+
+struct protmem_access {
+	enum { PROTMEM_READ, PROTMEM_WRITE, PROTMEM_CMPXCHG } op;
+	unsigned int offset;
+	unsigned int len;
+	void *data;		/* READ: to, CMPXCHG: old value in and out */
+	const void *from;	/* WRITE, CMPXCHG */
+};
+
+static bool protmem_window_is_open(struct kvm_vcpu *vcpu)
+{
+	return vcpu->protmem_window && vcpu == kvm_get_running_vcpu();
+}
+
+static int protmem_access_private(struct page *page,
+				  const struct protmem_access *a)
+{
+	switch (a->op) {
+	case PROTMEM_READ:
+		return unmapped_page_read(page, a->offset, a->data, a->len);
+	case PROTMEM_WRITE:
+		return unmapped_page_write(page, a->offset, a->from, a->len);
+	case PROTMEM_CMPXCHG:
+		return unmapped_page_cmpxchg(page, a->offset, a->data, a->from,
+					     a->len);
+	}
+	return -EINVAL;
+}
+
+#define protmem_cmpxchg_mapped(type, ptr, a)				\
+({									\
+	type __old = *(type *)(a)->data;				\
+	int __r = 0;							\
+									\
+	if (!try_cmpxchg((type *)(ptr), &__old, *(type *)(a)->from)) {	\
+		*(type *)(a)->data = __old;				\
+		__r = 1;						\
+	}								\
+	__r;								\
+})
+
+static int protmem_access_shared(struct page *page,
+				 const struct protmem_access *a)
+{
+	void *addr = page_address(page) + a->offset;
+
+	switch (a->op) {
+	case PROTMEM_READ:
+		if (copy_mc_to_kernel(a->data, addr, a->len))
+			return -EHWPOISON;
+		return 0;
+	case PROTMEM_WRITE:
+		memcpy(addr, a->from, a->len);
+		return 0;
+	case PROTMEM_CMPXCHG:
+		switch (a->len) {
+		case 1:
+			return protmem_cmpxchg_mapped(u8, addr, a);
+		case 2:
+			return protmem_cmpxchg_mapped(u16, addr, a);
+		case 4:
+			return protmem_cmpxchg_mapped(u32, addr, a);
+		case 8:
+			return protmem_cmpxchg_mapped(u64, addr, a);
+		}
+	}
+	return -EINVAL;
+}
+
+static int protmem_access(struct kvm_vcpu *vcpu, struct kvm_memory_slot *slot,
+			  gfn_t gfn, const struct protmem_access *a)
+{
+	struct kvm_protmem_inode *pi;
+	struct folio *folio;
+	struct page *page;
+	pgoff_t index;
+	int r;
+
+	if (WARN_ON_ONCE(a->offset + a->len > PAGE_SIZE))
+		return -EFAULT;
+	if (slot->flags & KVM_MEMSLOT_INVALID)
+		return -EAGAIN;
+
+	CLASS(gmem_get_file, file)(slot);
+	if (!file)
+		return -EFAULT;
+
+	pi = kvm_protmem(file_inode(file));
+	index = kvm_gmem_get_index(slot, gfn);
+
+	/* What is read stays what it is until the access is over. */
+	guard(rwsem_read)(&file_inode(file)->i_mapping->invalidate_lock);
+
+	if (kvm_protmem_is_private(pi, index)) {
+		if (!protmem_window_is_open(vcpu))
+			return -EFAULT;
+
+		page = kvm_protmem_private_page(pi, index);
+		if (IS_ERR(page))
+			return PTR_ERR(page);
+
+		return protmem_access_private(page, a);
+	}
+
+	folio = kvm_protmem_shared_folio(pi, index);
+	if (IS_ERR(folio))
+		return PTR_ERR(folio);
+
+	r = protmem_access_shared(folio_file_page(folio, index), a);
+	folio_unlock(folio);
+	folio_put(folio);
+
+	return r;
+}
+
+/**
+ * kvm_protmem_read - read from a protected slot for a vCPU's instruction
+ * @vcpu: the vCPU.
+ * @slot: a protected slot of the VM that contains @gfn; kvm->srcu is held.
+ * @gfn: the page.
+ * @data: where to, kernel memory.
+ * @offset: in bytes from the start of the page.
+ * @len: in bytes, not beyond the end of the page.
+ *
+ * May sleep.
+ *
+ * Return: 0; -EAGAIN if the slot is being deleted; -EFAULT if the page is
+ * private and the window is not open; -ENOMEM; -EHWPOISON.
+ */
+int kvm_protmem_read(struct kvm_vcpu *vcpu, struct kvm_memory_slot *slot,
+		     gfn_t gfn, void *data, unsigned int offset,
+		     unsigned int len)
+{
+	struct protmem_access a = {
+		.op = PROTMEM_READ,
+		.offset = offset,
+		.len = len,
+		.data = data,
+	};
+
+	return protmem_access(vcpu, slot, gfn, &a);
+}
+
+/* Like kvm_protmem_read(), but write @data. */
+int kvm_protmem_write(struct kvm_vcpu *vcpu, struct kvm_memory_slot *slot,
+		      gfn_t gfn, const void *data, unsigned int offset,
+		      unsigned int len)
+{
+	struct protmem_access a = {
+		.op = PROTMEM_WRITE,
+		.offset = offset,
+		.len = len,
+		.from = data,
+	};
+
+	return protmem_access(vcpu, slot, gfn, &a);
+}
+
+/**
+ * kvm_protmem_cmpxchg - compare and exchange in a protected slot
+ * @vcpu: as for kvm_protmem_read().
+ * @slot: likewise.
+ * @gfn: likewise.
+ * @offset: in bytes from the start of the page, a multiple of @len.
+ * @old: the value to compare with; what was found instead on a mismatch.
+ * @new: the value to store.
+ * @len: 1, 2, 4 or 8 bytes.
+ *
+ * Return: 0 if @new was stored, 1 if not because of a mismatch, or an error of
+ * kvm_protmem_read().
+ */
+int kvm_protmem_cmpxchg(struct kvm_vcpu *vcpu, struct kvm_memory_slot *slot,
+			gfn_t gfn, unsigned int offset, void *old,
+			const void *new, unsigned int len)
+{
+	struct protmem_access a = {
+		.op = PROTMEM_CMPXCHG,
+		.offset = offset,
+		.len = len,
+		.data = old,
+		.from = new,
+	};
+
+	return protmem_access(vcpu, slot, gfn, &a);
+}

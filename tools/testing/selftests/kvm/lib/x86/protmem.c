@@ -1,0 +1,676 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Helpers for the tests of KVM_CAP_PROTECTED_MEMORY.
+ */
+#include <fcntl.h>
+#include <sched.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <linux/falloc.h>
+#include <linux/kvm_para.h>
+
+#include "kvm_syscalls.h"
+#include "protmem.h"
+
+#define SYSFS_POOL	"/sys/kernel/mm/unmapped_pool/"
+#define TRACEFS		"/sys/kernel/tracing/"
+
+void protmem_require(void)
+{
+	unsigned int mask = kvm_check_cap(KVM_CAP_PROTECTED_MEMORY);
+
+	__TEST_REQUIRE(mask,
+		       "KVM_CAP_PROTECTED_MEMORY is not supported by this host (the kernel log says why if it knows the capability)");
+	__TEST_REQUIRE((mask & PROTMEM_CAPS) == PROTMEM_CAPS,
+		       "KVM_CAP_PROTECTED_MEMORY has only %#x of %#llx", mask,
+		       PROTMEM_CAPS);
+}
+
+int protmem_nr_cpus(void)
+{
+	cpu_set_t set;
+
+	if (sched_getaffinity(0, sizeof(set), &set))
+		return 1;
+	return CPU_COUNT(&set);
+}
+
+/* Stress tests take their length from the environment, the harness owns argv. */
+u64 protmem_test_iterations(u64 dfl)
+{
+	const char *s = getenv("PROTMEM_ITERATIONS");
+	u64 n = s ? strtoull(s, NULL, 0) : 0;
+
+	return n ?: dfl;
+}
+
+int protmem_enable_cap(struct kvm_vm *vm, u64 caps, u64 exit_flags)
+{
+	struct kvm_enable_cap cap = {
+		.cap = KVM_CAP_PROTECTED_MEMORY,
+		.args = { caps, exit_flags },
+	};
+
+	return __vm_ioctl(vm, KVM_ENABLE_CAP, &cap) ? -errno : 0;
+}
+
+/*
+ * What a VMM does about CPUID: announce the hypercall, hide what protected VMs
+ * don't have.  Bit 18 is KVM's to force or clear, whatever is asked for here.
+ */
+static void protmem_adjust_cpuid(void)
+{
+	struct kvm_cpuid2 *cpuid = (void *)kvm_get_supported_cpuid();
+	int i;
+
+	for (i = 0; i < cpuid->nent; i++) {
+		struct kvm_cpuid_entry2 *e = &cpuid->entries[i];
+
+		switch (e->function) {
+		case 0x1:
+			e->ecx &= ~BIT(5);		/* VMX */
+			break;
+		case 0x80000001:
+			e->ecx &= ~BIT(2);		/* SVM */
+			break;
+		case KVM_CPUID_FEATURES:
+			e->eax |= BIT(KVM_FEATURE_HC_MAP_GPA_RANGE) |
+				  BIT(KVM_FEATURE_PROTECTED_MEMORY);
+			break;
+		}
+	}
+}
+
+static void guest_main(struct protmem_cmd *cmd)
+{
+	for (;;) {
+		cmd->ret = cmd->fn(cmd->arg[0], cmd->arg[1], cmd->arg[2],
+				   cmd->arg[3]);
+		asm volatile("outb %%al, %%dx"
+			     : : "a"(0), "d"(PROTMEM_DONE_PORT) : "memory");
+	}
+}
+
+int protmem_set_slot(struct protmem_vm *p, u32 slot, u64 gpa, u64 size,
+		     u64 offset)
+{
+	u32 flags = p->caps ? PROTMEM_FLAGS : KVM_MEM_GUEST_MEMFD;
+
+	return __vm_set_user_memory_region2(p->vm, slot, flags, gpa, size,
+					    p->hva + offset, p->gmem,
+					    offset) ? -errno : 0;
+}
+
+int protmem_delete_slot(struct protmem_vm *p, u32 slot)
+{
+	return __vm_set_user_memory_region2(p->vm, slot, 0, 0, 0, NULL, 0,
+					    0) ? -errno : 0;
+}
+
+void protmem_vm_create(struct protmem_vm *p, const struct protmem_opts *opts)
+{
+	struct kvm_vm *vm;
+	int i, r;
+
+	memset(p, 0, sizeof(*p));
+	p->caps = opts->caps;
+	p->size = opts->size ?: PROTMEM_SIZE;
+	p->nr_vcpus = opts->nr_vcpus ?: 1;
+	p->decoy = opts->decoy;
+	TEST_ASSERT(p->nr_vcpus <= PROTMEM_MAX_VCPUS, "Too many vCPUs");
+
+	protmem_adjust_cpuid();
+	kvm_set_files_rlimit(p->nr_vcpus);
+
+	vm = vm_create_barebones();
+	p->vm = vm;
+	if (p->caps) {
+		r = protmem_enable_cap(vm, p->caps, opts->exit_flags);
+		TEST_ASSERT(!r, "Enabling KVM_CAP_PROTECTED_MEMORY %#lx failed: %d",
+			    p->caps, r);
+	}
+
+	/* The slot is mapped with large pages above a few MiB: few tables. */
+	vm_init_defaults(vm, p->nr_vcpus, SZ_16M / PAGE_SIZE);
+
+	p->gmem = vm_create_guest_memfd(vm, p->size, PROTMEM_GMEM_FLAGS);
+	p->mem = kvm_mmap(p->size, PROT_READ | PROT_WRITE, MAP_SHARED, p->gmem);
+	p->hva = p->mem;
+	if (p->decoy)
+		p->hva = kvm_mmap(p->size, PROT_READ | PROT_WRITE,
+				  MAP_PRIVATE | MAP_ANONYMOUS, -1);
+
+	if (!opts->no_slot) {
+		r = protmem_set_slot(p, PROTMEM_SLOT, PROTMEM_GPA, p->size, 0);
+		TEST_ASSERT(!r, "Creating the slot failed: %d", r);
+	}
+
+	if (p->size <= SZ_16M)
+		virt_map(vm, PROTMEM_GPA, PROTMEM_GPA, p->size / PAGE_SIZE);
+	else
+		virt_map_level(vm, PROTMEM_GPA, PROTMEM_GPA, p->size,
+			       PG_LEVEL_2M);
+	virt_map(vm, PROTMEM_MMIO_GPA, PROTMEM_MMIO_GPA, 1);
+
+	for (i = 0; i < p->nr_vcpus; i++) {
+		p->vcpu[i] = vm_vcpu_add(vm, i, guest_main);
+		p->cmd_gva[i] = vm_alloc_page(vm);
+		p->cmd[i] = addr_gva2hva(vm, p->cmd_gva[i]);
+		vcpu_args_set(p->vcpu[i], 1, p->cmd_gva[i]);
+		vcpu_regs_get(p->vcpu[i], &p->boot_regs[i]);
+		vcpu_sregs_get(p->vcpu[i], &p->boot_sregs[i]);
+	}
+	kvm_arch_vm_finalize_vcpus(vm);
+}
+
+void protmem_vm_free(struct protmem_vm *p)
+{
+	kvm_munmap(p->mem, p->size);
+	if (p->decoy)
+		kvm_munmap(p->hva, p->size);
+	if (p->gmem >= 0)
+		close(p->gmem);
+	kvm_vm_free(p->vm);
+	memset(p, 0, sizeof(*p));
+}
+
+void protmem_vcpu_reset(struct protmem_vm *p, int cpu)
+{
+	vcpu_sregs_set(p->vcpu[cpu], &p->boot_sregs[cpu]);
+	vcpu_regs_set(p->vcpu[cpu], &p->boot_regs[cpu]);
+}
+
+void protmem_prepare(struct protmem_vm *p, int cpu, protmem_fn_t fn,
+		     u64 a, u64 b, u64 c, u64 d)
+{
+	struct protmem_cmd *cmd = p->cmd[cpu];
+
+	cmd->fn = fn;
+	cmd->arg[0] = a;
+	cmd->arg[1] = b;
+	cmd->arg[2] = c;
+	cmd->arg[3] = d;
+	cmd->ret = -1ull;
+}
+
+/* Is this exit the end of the function?  Fail if the guest did. */
+bool protmem_done(struct protmem_vm *p, int cpu)
+{
+	struct kvm_vcpu *vcpu = p->vcpu[cpu];
+	struct kvm_run *run = vcpu->run;
+	struct ucall uc;
+
+	if (run->exit_reason == KVM_EXIT_IO &&
+	    run->io.port == PROTMEM_DONE_PORT) {
+		/* Or a reset would make the guest say so once more. */
+		vcpu_run_complete_io(vcpu);
+		return true;
+	}
+
+	if (run->exit_reason == KVM_EXIT_IO &&
+	    get_ucall(vcpu, &uc) == UCALL_ABORT)
+		REPORT_GUEST_ASSERT(uc);
+
+	return false;
+}
+
+u64 protmem_run(struct protmem_vm *p, int cpu)
+{
+	struct kvm_vcpu *vcpu = p->vcpu[cpu];
+	struct kvm_run *run = vcpu->run;
+
+	for (;;) {
+		vcpu_run(vcpu);
+
+		if (run->exit_reason == KVM_EXIT_PROTECTED_MEMORY) {
+			p->nr_convert_exits++;
+			p->convert_gpa = run->protected_memory.gpa;
+			p->convert_size = run->protected_memory.size;
+			p->convert_attributes = run->protected_memory.attributes;
+			p->convert_flags = run->protected_memory.flags;
+			continue;
+		}
+
+		if (protmem_done(p, cpu))
+			return p->cmd[cpu]->ret;
+
+		TEST_FAIL("Unexpected exit %u (%s), mmio gpa 0x%llx len %u write %u, suberror %u",
+			  run->exit_reason, exit_reason_str(run->exit_reason),
+			  run->mmio.phys_addr, run->mmio.len, run->mmio.is_write,
+			  run->internal.suberror);
+	}
+}
+
+u64 __protmem_call(struct protmem_vm *p, int cpu, protmem_fn_t fn,
+		   u64 a, u64 b, u64 c, u64 d)
+{
+	protmem_prepare(p, cpu, fn, a, b, c, d);
+	return protmem_run(p, cpu);
+}
+
+/* Run by the guest. */
+
+u64 guest_fill(u64 gpa, u64 size, u64 seed, u64 unused)
+{
+	u64 a;
+
+	for (a = gpa; a < gpa + size; a += sizeof(u64))
+		WRITE_ONCE(*(u64 *)a, protmem_word(seed, a));
+	return 0;
+}
+
+/* Returns the address of the first wrong word, 0 if there is none. */
+u64 guest_check(u64 gpa, u64 size, u64 seed, u64 unused)
+{
+	u64 a;
+
+	for (a = gpa; a < gpa + size; a += sizeof(u64)) {
+		if (READ_ONCE(*(u64 *)a) != protmem_word(seed, a))
+			return a;
+	}
+	return 0;
+}
+
+u64 guest_check_zero(u64 gpa, u64 size, u64 b, u64 c)
+{
+	u64 a;
+
+	for (a = gpa; a < gpa + size; a += sizeof(u64)) {
+		if (READ_ONCE(*(u64 *)a))
+			return a;
+	}
+	return 0;
+}
+
+u64 guest_convert(u64 gpa, u64 size, u64 attrs, u64 unused)
+{
+	return __kvm_hypercall_map_gpa_range(gpa, size, attrs);
+}
+
+u64 guest_hypercall(u64 nr, u64 a0, u64 a1, u64 a2)
+{
+	return kvm_hypercall(nr, a0, a1, a2, 0);
+}
+
+u64 guest_read64(u64 gva, u64 b, u64 c, u64 d)
+{
+	return READ_ONCE(*(u64 *)gva);
+}
+
+u64 guest_write64(u64 gva, u64 val, u64 c, u64 d)
+{
+	WRITE_ONCE(*(u64 *)gva, val);
+	return 0;
+}
+
+u64 guest_wrmsr(u64 msr, u64 val, u64 c, u64 d)
+{
+	return wrmsr_safe(msr, val);
+}
+
+u64 guest_nop(u64 a, u64 b, u64 c, u64 d)
+{
+	return a;
+}
+
+/* Run by the host. */
+
+void protmem_fill(struct protmem_vm *p, u64 gpa, u64 size, u64 seed)
+{
+	u64 *w = protmem_hva(p, gpa);
+	u64 i;
+
+	for (i = 0; i < size / sizeof(u64); i++)
+		WRITE_ONCE(w[i], protmem_word(seed, gpa + i * sizeof(u64)));
+}
+
+u64 protmem_mismatch(const void *mem, u64 gpa, u64 size, u64 seed)
+{
+	const u64 *w = mem;
+	u64 i;
+
+	for (i = 0; i < size / sizeof(u64); i++) {
+		if (READ_ONCE(w[i]) != protmem_word(seed, gpa + i * sizeof(u64)))
+			return i * sizeof(u64);
+	}
+	return size;
+}
+
+u64 protmem_first_nonzero(const void *mem, u64 size)
+{
+	const u64 *w = mem;
+	u64 i;
+
+	for (i = 0; i < size / sizeof(u64); i++) {
+		if (READ_ONCE(w[i]))
+			return i * sizeof(u64);
+	}
+	return size;
+}
+
+int protmem_set_attr(int fd, u64 offset, u64 size, u64 attributes, u64 flags,
+		     u64 *error_offset)
+{
+	struct kvm_memory_attributes2 attrs = {
+		.offset = offset,
+		.size = size,
+		.attributes = attributes,
+		.flags = flags,
+		.error_offset = -1ull,
+	};
+	int r = ioctl(fd, KVM_SET_MEMORY_ATTRIBUTES2, &attrs) ? -errno : 0;
+
+	if (error_offset)
+		*error_offset = attrs.error_offset;
+	return r;
+}
+
+int protmem_get_attr(int fd, u64 offset, u64 size, u64 *attributes, u64 *run)
+{
+	struct kvm_memory_attributes2 attrs = {
+		.offset = offset,
+		.size = size,
+	};
+	int r = ioctl(fd, KVM_GET_MEMORY_ATTRIBUTES2, &attrs) ? -errno : 0;
+
+	if (attributes)
+		*attributes = attrs.attributes;
+	if (run)
+		*run = attrs.size;
+	return r;
+}
+
+bool protmem_is_private(struct protmem_vm *p, u64 gpa)
+{
+	u64 attributes, run;
+	int r = protmem_get_attr(p->gmem, gpa - PROTMEM_GPA, PAGE_SIZE,
+				 &attributes, &run);
+
+	TEST_ASSERT(!r, "KVM_GET_MEMORY_ATTRIBUTES2 failed: %d", r);
+	TEST_ASSERT_EQ(run, (u64)PAGE_SIZE);
+	return attributes & KVM_MEMORY_ATTRIBUTE_PRIVATE;
+}
+
+int protmem_punch(int fd, u64 offset, u64 size)
+{
+	return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			 offset, size) ? -errno : 0;
+}
+
+int protmem_reset(struct protmem_vm *p)
+{
+	return __vm_ioctl(p->vm, KVM_RESET_PROTECTED_MEMORY, NULL) ? -errno : 0;
+}
+
+static __thread sigjmp_buf touch_jmpbuf;
+static __thread volatile int touch_code;
+static __thread volatile bool touching;
+
+static void touch_sigbus(int sig, siginfo_t *info, void *ctx)
+{
+	if (!touching) {
+		signal(SIGBUS, SIG_DFL);
+		return;
+	}
+	touch_code = info->si_code;
+	siglongjmp(touch_jmpbuf, 1);
+}
+
+static void touch_init(void)
+{
+	struct sigaction sa = {
+		.sa_sigaction = touch_sigbus,
+		.sa_flags = SA_SIGINFO | SA_NODEFER,
+	};
+
+	/*
+	 * For good, and for all threads.  SA_NODEFER and no saving of the mask
+	 * keep the stress tests' many faults cheap.
+	 */
+	sigaction(SIGBUS, &sa, NULL);
+}
+
+int protmem_try_read(const volatile void *mem, u64 *val)
+{
+	touch_init();
+	touching = true;
+	if (sigsetjmp(touch_jmpbuf, 0)) {
+		touching = false;
+		return touch_code;
+	}
+	*val = *(const volatile u64 *)mem;
+	touching = false;
+	return 0;
+}
+
+int protmem_try_write(volatile void *mem, u64 val)
+{
+	touch_init();
+	touching = true;
+	if (sigsetjmp(touch_jmpbuf, 0)) {
+		touching = false;
+		return touch_code;
+	}
+	*(volatile u64 *)mem = val;
+	touching = false;
+	return 0;
+}
+
+s64 protmem_read_sysfs(const char *name)
+{
+	char path[128], buf[32] = {};
+	ssize_t n;
+	int fd;
+
+	snprintf(path, sizeof(path), SYSFS_POOL "%s", name);
+	fd = open(path, O_RDONLY);
+	if (fd < 0)
+		return -1;
+	n = read(fd, buf, sizeof(buf) - 1);
+	close(fd);
+	return n > 0 ? strtoll(buf, NULL, 0) : -1;
+}
+
+s64 protmem_off_direct_map(void)
+{
+	return protmem_read_sysfs("off_direct_map_bytes");
+}
+
+/* The last references of a VM can be dropped a little after it is closed. */
+s64 protmem_wait_off_direct_map(s64 wanted)
+{
+	s64 now;
+	int i;
+
+	for (i = 0; i < 500; i++) {
+		now = protmem_off_direct_map();
+		if (now < 0 || now == wanted)
+			break;
+		usleep(20000);
+	}
+	return now;
+}
+
+static bool tracefs_write(const char *file, const char *what)
+{
+	char path[128];
+	bool ok;
+	int fd;
+
+	snprintf(path, sizeof(path), TRACEFS "%s", file);
+	fd = open(path, O_WRONLY | O_TRUNC);
+	if (fd < 0)
+		return false;
+	ok = write(fd, what, strlen(what)) == strlen(what);
+	close(fd);
+	return ok;
+}
+
+bool protmem_trace_start(void)
+{
+	if (!tracefs_write("events/kvm/kvm_protmem_refused/enable", "1"))
+		return false;
+	tracefs_write("tracing_on", "1");
+	tracefs_write("trace", "\n");
+	return true;
+}
+
+int protmem_trace_refused(void)
+{
+	char line[512];
+	int count = 0;
+	FILE *f = fopen(TRACEFS "trace", "r");
+
+	if (!f)
+		return -1;
+	while (fgets(line, sizeof(line), f)) {
+		if (line[0] != '#' && strstr(line, "kvm_protmem_refused:"))
+			count++;
+	}
+	fclose(f);
+	return count;
+}
+
+void protmem_trace_stop(void)
+{
+	tracefs_write("events/kvm/kvm_protmem_refused/enable", "0");
+	tracefs_write("trace", "\n");
+}
+
+static size_t run_size(void)
+{
+	static size_t size;
+	int fd;
+
+	if (!size) {
+		fd = open_kvm_dev_path_or_exit();
+		size = ioctl(fd, KVM_GET_VCPU_MMAP_SIZE, NULL);
+		close(fd);
+	}
+	return size;
+}
+
+void protmem_run_clear(struct kvm_vcpu *vcpu)
+{
+	/* Exit information only: what userspace has to answer is in there. */
+	memset(vcpu->run->padding, 0, sizeof(vcpu->run->padding));
+	memset((u8 *)vcpu->run + PAGE_SIZE, 0, PAGE_SIZE);
+}
+
+bool protmem_run_leaks(struct kvm_vcpu *vcpu, u64 secret)
+{
+	const u8 *b = (u8 *)vcpu->run;
+	size_t size = run_size(), i;
+	u32 window[8], v;
+	int j;
+
+	for (j = 0; j < 8; j++)
+		window[j] = (u32)((secret >> (j * 8)) |
+				  (j ? secret << (64 - j * 8) : 0));
+
+	for (i = 0; i + sizeof(v) <= size; i++) {
+		memcpy(&v, b + i, sizeof(v));
+		for (j = 0; j < 8; j++) {
+			if (v == window[j])
+				return true;
+		}
+	}
+	return false;
+}
+
+static void make_user(struct kvm_vm *vm, u64 table, int level)
+{
+	u64 *pte = addr_gpa2hva(vm, table);
+	int i;
+
+	for (i = 0; i < 512; i++) {
+		if (!(pte[i] & PTE_PRESENT_MASK(&vm->mmu)))
+			continue;
+		pte[i] |= PTE_USER_MASK(&vm->mmu);
+		if (level > PG_LEVEL_4K && !(pte[i] & PTE_HUGE_MASK(&vm->mmu)))
+			make_user(vm, pte[i] & PHYSICAL_PAGE_MASK, level - 1);
+	}
+}
+
+/* The test guests have neither SMEP nor SMAP. */
+void protmem_make_user_accessible(struct kvm_vm *vm)
+{
+	make_user(vm, vm->mmu.pgd, vm->mmu.pgtable_levels);
+}
+
+int protmem_ring_open(struct protmem_ring *ring)
+{
+	struct io_uring_params *q = &ring->params;
+
+	memset(ring, 0, sizeof(*ring));
+	ring->fd = syscall(__NR_io_uring_setup, 8, q);
+	if (ring->fd < 0)
+		return -errno;
+	ring->sq = kvm_mmap(q->sq_off.array + q->sq_entries * sizeof(u32),
+			    PROT_READ | PROT_WRITE, MAP_SHARED, ring->fd);
+	ring->cq = __kvm_mmap(q->cq_off.cqes +
+			      q->cq_entries * sizeof(struct io_uring_cqe),
+			      PROT_READ | PROT_WRITE, MAP_SHARED, ring->fd,
+			      IORING_OFF_CQ_RING);
+	ring->sqes = __kvm_mmap(q->sq_entries * sizeof(struct io_uring_sqe),
+				PROT_READ | PROT_WRITE, MAP_SHARED, ring->fd,
+				IORING_OFF_SQES);
+	return 0;
+}
+
+void protmem_ring_close(struct protmem_ring *ring)
+{
+	struct io_uring_params *q = &ring->params;
+
+	munmap(ring->sqes, q->sq_entries * sizeof(struct io_uring_sqe));
+	munmap(ring->cq, q->cq_off.cqes +
+	       q->cq_entries * sizeof(struct io_uring_cqe));
+	munmap(ring->sq, q->sq_off.array + q->sq_entries * sizeof(u32));
+	close(ring->fd);
+}
+
+int protmem_ring_submit(struct protmem_ring *ring, int op, int fd, void *addr,
+			u32 len, int buf_index)
+{
+	u32 *tail = (u32 *)(ring->sq + ring->params.sq_off.tail);
+	u32 mask = *(u32 *)(ring->sq + ring->params.sq_off.ring_mask);
+	u32 *array = (u32 *)(ring->sq + ring->params.sq_off.array);
+	u32 i = *tail & mask;
+	struct io_uring_sqe *sqe = &ring->sqes[i];
+
+	memset(sqe, 0, sizeof(*sqe));
+	sqe->opcode = op;
+	sqe->fd = fd;
+	sqe->addr = (unsigned long)addr;
+	sqe->len = len;
+	sqe->off = -1ull;
+	if (buf_index >= 0)
+		sqe->buf_index = buf_index;
+	array[i] = i;
+	__atomic_store_n(tail, *tail + 1, __ATOMIC_RELEASE);
+	return syscall(__NR_io_uring_enter, ring->fd, 1, 0, 0, NULL, 0);
+}
+
+int protmem_ring_wait(struct protmem_ring *ring)
+{
+	u32 *head = (u32 *)(ring->cq + ring->params.cq_off.head);
+	u32 *tail = (u32 *)(ring->cq + ring->params.cq_off.tail);
+	u32 mask = *(u32 *)(ring->cq + ring->params.cq_off.ring_mask);
+	struct io_uring_cqe *cqes;
+	int res;
+
+	cqes = (void *)(ring->cq + ring->params.cq_off.cqes);
+	while (*head == __atomic_load_n(tail, __ATOMIC_ACQUIRE)) {
+		if (syscall(__NR_io_uring_enter, ring->fd, 0, 1,
+			    IORING_ENTER_GETEVENTS, NULL, 0) < 0 &&
+		    errno != EINTR)
+			return -errno;
+	}
+	res = cqes[*head & mask].res;
+	__atomic_store_n(head, *head + 1, __ATOMIC_RELEASE);
+	return res;
+}
