@@ -1,0 +1,197 @@
+/*
+ * Guests whose memory KVM protects from the host: architecture-independent part
+ *
+ * KVM keeps the private pages of such a guest in a guest_memfd, off the direct
+ * map of the host kernel and out of the page tables of QEMU.  All pages start
+ * shared; the guest converts them with hypercalls that KVM handles by itself.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include <sys/ioctl.h>
+#include <linux/kvm.h>
+
+#include "qemu/error-report.h"
+#include "qapi/error.h"
+#include "exec/memory.h"
+#include "hw/boards.h"
+#include "migration/blocker.h"
+#include "system/convertible-ram.h"
+#include "system/kvm.h"
+#include "system/kvm_int.h"
+#include "system/kvm-protected-guest.h"
+#include "system/system.h"
+
+static KvmProtectedGuestMode kvm_protected_guest_mode;
+static Error *kvm_protected_guest_mig_blocker;
+
+int kvm_protected_guest_init(KvmProtectedGuestMode mode, Error **errp)
+{
+    ERRP_GUARD();
+    const uint64_t wanted = KVM_PROTMEM_DIRECT_MAP | KVM_PROTMEM_USER |
+                            KVM_PROTMEM_GUEST_CONVERT;
+    const uint64_t memfd_flags = GUEST_MEMFD_FLAG_MMAP |
+                                 GUEST_MEMFD_FLAG_INIT_SHARED;
+    uint64_t supported;
+    int ret;
+
+    ret = kvm_vm_check_extension(kvm_state, KVM_CAP_PROTECTED_MEMORY);
+    supported = MAX(ret, 0);
+    if (!supported) {
+        error_setg(errp, "KVM on this host cannot protect guest memory");
+        error_append_hint(errp, "The host kernel needs "
+                          "CONFIG_KVM_PROTECTED_MEMORY; if it has that, its "
+                          "log says what else is missing.\n");
+        return -ENOTSUP;
+    }
+    if ((supported & wanted) != wanted) {
+        error_setg(errp, "KVM on this host cannot protect guest memory in mode "
+                   "%s: 0x%" PRIx64 " is needed, 0x%" PRIx64 " is supported",
+                   KvmProtectedGuestMode_str(mode), wanted, supported);
+        return -ENOTSUP;
+    }
+    ret = kvm_vm_check_extension(kvm_state, KVM_CAP_GUEST_MEMFD_FLAGS);
+    if (ret < 0 || (ret & memfd_flags) != memfd_flags) {
+        error_setg(errp, "KVM on this host cannot protect guest memory: "
+                   "guest_memfd cannot be mapped");
+        return -ENOTSUP;
+    }
+
+    if (kvm_state->kvm_dirty_ring_size) {
+        error_setg(errp, "dirty-ring-size is not supported with protected "
+                   "guest memory: KVM does not log writes to it");
+        return -ENOTSUP;
+    }
+
+    if (should_mlock(mlock_state)) {
+        error_setg(errp, "-overcommit mem-lock is not supported with protected "
+                   "guest memory: it is populated when the guest accesses it");
+        return -ENOTSUP;
+    }
+
+    ret = kvm_vm_enable_cap(kvm_state, KVM_CAP_PROTECTED_MEMORY, 0, wanted);
+    if (ret < 0) {
+        error_setg_errno(errp, -ret, "KVM failed to enable the protection of "
+                         "guest memory");
+        return ret;
+    }
+
+    /* Nobody but the guest decides what happens to a page. */
+    ret = ram_block_discard_disable(true);
+    if (ret < 0) {
+        error_setg_errno(errp, -ret, "protected guest memory cannot be "
+                         "discarded");
+        return ret;
+    }
+
+    error_setg(&kvm_protected_guest_mig_blocker,
+               "kvm-protected-guest: private guest memory cannot be read or "
+               "written by QEMU");
+    ret = migrate_add_blocker(&kvm_protected_guest_mig_blocker, errp);
+    if (ret < 0) {
+        return ret;
+    }
+
+    kvm_protected_guest_mode = mode;
+    return 0;
+}
+
+void kvm_protected_guest_wipe(void)
+{
+    int ret = kvm_vm_ioctl(kvm_state, KVM_RESET_PROTECTED_MEMORY);
+
+    if (ret < 0) {
+        error_report("KVM failed to erase protected guest memory, which a "
+                     "reset of the machine needs: %s", strerror(-ret));
+        exit(1);
+    }
+    convertible_ram_reset();
+}
+
+static bool kvm_protected_guest_read(int fd, void *buf, size_t len, off_t pos,
+                                     Error **errp)
+{
+    ssize_t ret = RETRY_ON_EINTR(pread(fd, buf, len, pos));
+
+    if (ret != len) {
+        error_setg_errno(errp, ret < 0 ? errno : EIO,
+                         "failed to read KVM statistics");
+        return false;
+    }
+    return true;
+}
+
+KvmProtectedGuestInfo *kvm_protected_guest_query(Error **errp)
+{
+    /* The stats are architecture-independent and not in QEMU's own list. */
+    enum { LATCHED, PRIVATE, SHARED, BLOCK, REFUSED, NUM_STATS };
+    static const char *const names[NUM_STATS] = {
+        [LATCHED] = "protmem_latched",
+        [PRIVATE] = "protmem_private_bytes",
+        [SHARED] = "protmem_shared_bytes",
+        [BLOCK] = "protmem_block_bytes",
+        [REFUSED] = "protmem_refused",
+    };
+    static int fd = -1;
+    g_autofree uint8_t *descs = NULL;
+    KvmProtectedGuestInfo *info;
+    struct kvm_stats_header header;
+    uint64_t value[NUM_STATS];
+    bool found[NUM_STATS] = {};
+    size_t desc_size;
+    int i, j;
+
+    if (!kvm_enabled() || !machine_has_convertible_ram(current_machine)) {
+        error_setg(errp, "the memory of this guest is not protected by KVM");
+        return NULL;
+    }
+
+    if (fd < 0) {
+        fd = kvm_vm_ioctl(kvm_state, KVM_GET_STATS_FD, NULL);
+        if (fd < 0) {
+            error_setg_errno(errp, -fd, "failed to get KVM statistics");
+            return NULL;
+        }
+    }
+    if (!kvm_protected_guest_read(fd, &header, sizeof(header), 0, errp)) {
+        return NULL;
+    }
+    desc_size = sizeof(struct kvm_stats_desc) + header.name_size;
+    descs = g_malloc0_n(header.num_desc, desc_size);
+    if (!kvm_protected_guest_read(fd, descs, desc_size * header.num_desc,
+                                  header.desc_offset, errp)) {
+        return NULL;
+    }
+
+    for (i = 0; i < header.num_desc; i++) {
+        struct kvm_stats_desc *desc = (void *)(descs + i * desc_size);
+
+        for (j = 0; j < NUM_STATS; j++) {
+            if (desc->size == 1 &&
+                !strncmp(desc->name, names[j], header.name_size)) {
+                if (!kvm_protected_guest_read(fd, &value[j], sizeof(value[j]),
+                                              header.data_offset +
+                                              desc->offset, errp)) {
+                    return NULL;
+                }
+                found[j] = true;
+            }
+        }
+    }
+    for (j = 0; j < NUM_STATS; j++) {
+        if (!found[j]) {
+            error_setg(errp, "KVM has no statistics named '%s'", names[j]);
+            return NULL;
+        }
+    }
+
+    info = g_new0(KvmProtectedGuestInfo, 1);
+    info->mode = kvm_protected_guest_mode;
+    info->latched = value[LATCHED] != 0;
+    info->private_bytes = value[PRIVATE];
+    info->shared_bytes = value[SHARED];
+    info->block_bytes = value[BLOCK];
+    info->refused_accesses = value[REFUSED];
+    return info;
+}
