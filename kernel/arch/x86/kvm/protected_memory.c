@@ -12,8 +12,6 @@
 #include <linux/kvm_para.h>
 #include <linux/sched/signal.h>
 
-
-
 #include "cpuid.h"
 #include "hyperv.h"
 #include "kvm_emulate.h"
@@ -73,11 +71,38 @@ bool kvm_protmem_hides_cap(struct kvm *kvm, long cap)
 	return false;
 }
 
+/* The same for what is not enabled by a capability, or need not be. */
+bool kvm_protmem_refuses_ioctl(struct kvm *kvm, unsigned int ioctl)
+{
+	if (!kvm_has_protected_memory(kvm))
+		return false;
+
+	switch (ioctl) {
+	case KVM_MEMORY_ENCRYPT_OP:
+	case KVM_MEMORY_ENCRYPT_REG_REGION:
+	case KVM_MEMORY_ENCRYPT_UNREG_REGION:
+	case KVM_GET_NESTED_STATE:
+	case KVM_SET_NESTED_STATE:
+	case KVM_SMI:
+	case KVM_HYPERV_EVENTFD:
+	case KVM_XEN_HVM_CONFIG:
+	case KVM_XEN_HVM_GET_ATTR:
+	case KVM_XEN_HVM_SET_ATTR:
+	case KVM_XEN_HVM_EVTCHN_SEND:
+	case KVM_XEN_VCPU_GET_ATTR:
+	case KVM_XEN_VCPU_SET_ATTR:
+		return true;
+	}
+
+	return false;
+}
+
 /* Called once, together with setting kvm->protmem.caps. */
 void kvm_arch_protmem_enable(struct kvm *kvm)
 {
 	/* KVM doesn't write to the guest's code: the guest knows its vendor. */
-	kvm->arch.disabled_quirks |= KVM_X86_QUIRK_FIX_HYPERCALL_INSN;
+	WRITE_ONCE(kvm->arch.disabled_quirks, kvm->arch.disabled_quirks |
+		   KVM_X86_QUIRK_FIX_HYPERCALL_INSN);
 }
 
 void kvm_arch_protmem_reset_vcpu(struct kvm_vcpu *vcpu)

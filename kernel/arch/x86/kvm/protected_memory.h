@@ -11,6 +11,7 @@
 #ifdef CONFIG_KVM_PROTECTED_MEMORY
 
 bool kvm_protmem_hides_cap(struct kvm *kvm, long cap);
+bool kvm_protmem_refuses_ioctl(struct kvm *kvm, unsigned int ioctl);
 int kvm_protmem_check_cpuid(struct kvm_vcpu *vcpu);
 int kvm_protmem_emulate_hypercall(struct kvm_vcpu *vcpu);
 
@@ -29,6 +30,12 @@ static inline bool kvm_protmem_is_hypercall(struct kvm_vcpu *vcpu)
 #else
 
 static inline bool kvm_protmem_hides_cap(struct kvm *kvm, long cap)
+{
+	return false;
+}
+
+static inline bool kvm_protmem_refuses_ioctl(struct kvm *kvm,
+					     unsigned int ioctl)
 {
 	return false;
 }
