@@ -121,7 +121,8 @@ enum unmapped_phase {
 #define UNMAPPED_NO_HOME	(~0ULL)
 /* Blocks without a page in use that a pool keeps. */
 #define UNMAPPED_KEEP_IDLE	1
-#define UNMAPPED_RETRY_DELAY	(HZ / 2)
+/* Pause after reclaim and compaction did not make a large block. */
+#define UNMAPPED_LARGE_BACKOFF	HZ
 
 struct unmapped_block {
 	struct unmapped_pool	*pool;
@@ -146,6 +147,7 @@ struct unmapped_pool {
 	u64			owner_id;
 	struct mem_cgroup	*memcg;
 	struct mutex		grow_lock;	/* one at a time adds a block */
+	unsigned long		large_after;	/* jiffies; by grow_lock */
 	struct mutex		lock;		/* everything from here to retry_work */
 	bool			dead;		/* the creator's reference has gone */
 	unsigned long		nr_pages;	/* off the direct map */
@@ -176,6 +178,9 @@ static atomic_t unmapped_nr_pools;
 /* No pool comes into being while hibernation is under way. */
 static DEFINE_MUTEX(unmapped_pm_mutex);
 static bool unmapped_pm_blocked;
+
+/* Jiffies until blocks with quarantined pages are looked at again. */
+VISIBLE_IF_KUNIT unsigned long unmapped_retry_delay = HZ / 2;
 
 static atomic_long_t unmapped_pages;
 static atomic_long_t unmapped_idle_pages;
@@ -427,7 +432,7 @@ static void account_pages(struct unmapped_pool *pool, long nr)
 static void schedule_retry(struct unmapped_pool *pool)
 {
 	refcount_inc(&pool->refs);
-	if (!queue_delayed_work(system_dfl_wq, &pool->retry_work, UNMAPPED_RETRY_DELAY))
+	if (!queue_delayed_work(system_dfl_wq, &pool->retry_work, unmapped_retry_delay))
 		refcount_dec(&pool->refs);	/* not the last: the caller has one */
 }
 
@@ -644,9 +649,10 @@ VISIBLE_IF_KUNIT struct page *unmapped_alloc_order(struct mempolicy *pol, pgoff_
 }
 EXPORT_SYMBOL_IF_KUNIT(unmapped_alloc_order);
 
-static struct page *alloc_block_pages(struct mempolicy *pol, pgoff_t ilx, gfp_t gfp,
-				      unsigned int *order)
+static struct page *alloc_block_pages(struct unmapped_pool *pool, struct mempolicy *pol,
+				      pgoff_t ilx, gfp_t gfp, bool large, unsigned int *order)
 {
+	gfp_t large_gfp;
 	struct page *page;
 
 	/* Unmovable, and nothing that the caller may have set for other reasons. */
@@ -656,9 +662,16 @@ static struct page *alloc_block_pages(struct mempolicy *pol, pgoff_t ilx, gfp_t 
 
 	/* One modest attempt at a large block, what there is, and then a page. */
 	*order = UNMAPPED_BLOCK_ORDER;
-	page = unmapped_alloc_order(pol, ilx, gfp | __GFP_NORETRY | __GFP_NOWARN, *order);
+	large_gfp = gfp | __GFP_NORETRY | __GFP_NOWARN;
+	if (time_before(jiffies, pool->large_after))
+		large_gfp &= ~__GFP_DIRECT_RECLAIM;
+	page = unmapped_alloc_order(pol, ilx, large_gfp, *order);
 	if (page)
 		return page;
+	if (large_gfp & __GFP_DIRECT_RECLAIM)
+		pool->large_after = jiffies + UNMAPPED_LARGE_BACKOFF;
+	if (large)
+		return NULL;
 
 	while (--*order) {
 		page = unmapped_alloc_order(pol, ilx,
@@ -670,10 +683,11 @@ static struct page *alloc_block_pages(struct mempolicy *pol, pgoff_t ilx, gfp_t 
 	return unmapped_alloc_order(pol, ilx, gfp, 0);
 }
 
-/* Add a block, if possible for the range of @gfn unless that is NO_HOME. */
+/* Add a block; one of full size for the range of @gfn unless that is NO_HOME. */
 static int grow_pool(struct unmapped_pool *pool, u64 gfn, struct mempolicy *pol,
 		     pgoff_t ilx, gfp_t gfp)
 {
+	bool home = gfn != UNMAPPED_NO_HOME;
 	struct mem_cgroup *old_memcg;
 	struct unmapped_block *b;
 	unsigned int i, order;
@@ -683,7 +697,7 @@ static int grow_pool(struct unmapped_pool *pool, u64 gfn, struct mempolicy *pol,
 	lockdep_assert_held(&pool->grow_lock);
 
 	old_memcg = set_active_memcg(pool->memcg);
-	page = alloc_block_pages(pol, ilx, gfp, &order);
+	page = alloc_block_pages(pool, pol, ilx, gfp, home, &order);
 	b = page ? kzalloc(struct_size(b, state, 1UL << order), GFP_KERNEL_ACCOUNT) : NULL;
 	set_active_memcg(old_memcg);
 	if (!b) {
@@ -724,8 +738,7 @@ static int grow_pool(struct unmapped_pool *pool, u64 gfn, struct mempolicy *pol,
 		if (b->state[i] == UNMAPPED_FREE && PageHWPoison(page + i))
 			set_page_state(b, i, UNMAPPED_POISONED);
 	}
-	if (!ret && gfn != UNMAPPED_NO_HOME && order == UNMAPPED_BLOCK_ORDER &&
-	    !b->nr[UNMAPPED_POISONED])
+	if (!ret && home && !b->nr[UNMAPPED_POISONED])
 		block_set_home(b, gfn);
 	block_end(b);
 	if (ret)
@@ -881,7 +894,9 @@ static struct page *try_alloc_any(struct unmapped_pool *pool, pgoff_t index,
  *
  * The page is zero, and no CPU has a TLB entry for it in a kernel mapping.  Its
  * reference count is 1; this reference belongs to the pool and must not be
- * dropped but by unmapped_pool_free().  More references may be taken.
+ * dropped but by unmapped_pool_free().  More references may be taken.  The
+ * pool uses page->private, all else in struct page is the owner's to use, as
+ * long as it is back to what it was when the page is given back.
  *
  * Return: the page, or an ERR_PTR().
  */
@@ -911,10 +926,19 @@ struct page *unmapped_pool_alloc(struct unmapped_pool *pool, u64 gfn, pgoff_t in
 	if (page)
 		return page;
 
-	ret = grow_pool(pool, whole ? gfn : UNMAPPED_NO_HOME, pol, ilx, gfp);
+	ret = whole ? grow_pool(pool, gfn, pol, ilx, gfp) : -ENOENT;
+	if (ret) {
+		/* No home, so before the pool grows any page will do. */
+		mutex_lock(&pool->lock);
+		page = try_alloc(pool, gfn, index, false, pol);
+		mutex_unlock(&pool->lock);
+		if (page)
+			return page;
+		ret = grow_pool(pool, UNMAPPED_NO_HOME, pol, ilx, gfp);
+	}
 
 	mutex_lock(&pool->lock);
-	page = try_alloc(pool, gfn, index, whole, pol);
+	page = try_alloc(pool, gfn, index, false, pol);
 	if (!page)
 		page = try_alloc_any(pool, index, pol);
 	mutex_unlock(&pool->lock);
@@ -1067,6 +1091,7 @@ struct unmapped_pool *unmapped_pool_create(u64 owner_id,
 
 	refcount_set(&pool->refs, 1);
 	pool->owner_id = owner_id;
+	pool->large_after = jiffies;
 	pool->memcg = get_mem_cgroup_from_current();
 	mutex_init(&pool->grow_lock);
 	mutex_init(&pool->lock);

@@ -14,6 +14,8 @@ struct page *unmapped_alloc_order(struct mempolicy *pol, pgoff_t ilx, gfp_t gfp,
 				  unsigned int order);
 int unmapped_set_valid(unsigned long pfn, unsigned int nr, bool valid);
 
+extern unsigned long unmapped_retry_delay;
+
 u64 unmapped_pool_refused(void);
 u64 unmapped_pool_quarantined_bytes(void);
 /* Give back idle blocks, as the shrinker does.  Returns the number of pages. */

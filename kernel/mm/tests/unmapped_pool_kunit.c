@@ -22,6 +22,8 @@
 #include <linux/uaccess.h>
 #include <linux/unmapped_pool.h>
 
+#include <asm/sections.h>
+
 #include "../unmapped_pool.h"
 
 #define OWNER		0x1234
@@ -96,6 +98,7 @@ static void up_put(struct kunit *test)
 
 static void up_exit(struct kunit *test)
 {
+	unmapped_retry_delay = HZ / 2;
 	if (test->priv)
 		up_put(test);
 }
@@ -135,7 +138,7 @@ static struct page *up_alloc(struct kunit *test, u64 gfn, bool whole)
 static bool up_is_zero(struct page *page)
 {
 	unsigned int off;
-	u64 buf[16];
+	u64 buf[64];
 
 	for (off = 0; off < PAGE_SIZE; off += sizeof(buf)) {
 		if (unmapped_page_read(page, off, buf, sizeof(buf)) ||
@@ -264,13 +267,19 @@ static void up_test_cmpxchg(struct kunit *test)
 		KUNIT_EXPECT_EQ(test, unmapped_page_read(page, 64, found, sizeof(found)), 0);
 		KUNIT_EXPECT_MEMEQ(test, found, expect, sizeof(found));
 
-		if (size > 1)
-			KUNIT_EXPECT_EQ(test, unmapped_page_cmpxchg(page, 81, old, new, size),
-					-EINVAL);
+		/* Not aligned, but within a cache line. */
+		memcpy(old, expect + 17, size);
+		KUNIT_EXPECT_EQ(test, unmapped_page_cmpxchg(page, 81, old, init, size),
+				size == 16 ? -EINVAL : 0);
+		if (size < 16)
+			memcpy(expect + 17, init, size);
+		KUNIT_EXPECT_EQ(test, unmapped_page_read(page, 64, found, sizeof(found)), 0);
+		KUNIT_EXPECT_MEMEQ(test, found, expect, sizeof(found));
 	}
 	KUNIT_EXPECT_EQ(test, unmapped_page_cmpxchg(page, 0, old, new, 3), -EINVAL);
 	KUNIT_EXPECT_EQ(test, unmapped_page_cmpxchg(page, 0, old, new, 0), -EINVAL);
 	KUNIT_EXPECT_EQ(test, unmapped_page_cmpxchg(page, PAGE_SIZE, old, new, 1), -EINVAL);
+	KUNIT_EXPECT_EQ(test, unmapped_page_cmpxchg(page, PAGE_SIZE - 2, old, new, 4), -EINVAL);
 
 	unmapped_pool_free(((struct up_test *)test->priv)->pool, page);
 	up_put_and_expect_nothing(test);
@@ -289,6 +298,50 @@ static void up_test_copy_page(struct kunit *test)
 	KUNIT_EXPECT_MEMEQ(test, page_address(from), page_address(to), PAGE_SIZE);
 	__free_page(from);
 	__free_page(to);
+
+	unmapped_pool_free(((struct up_test *)test->priv)->pool, page);
+	up_put_and_expect_nothing(test);
+}
+
+/* The window shows what it was opened for, not what it was opened for before. */
+static void up_test_window_stale(struct kunit *test)
+{
+	struct up_test *t = test->priv;
+	struct page *page[2];
+	u64 val, found;
+	unsigned int i;
+
+	for (i = 0; i < 2; i++) {
+		page[i] = up_alloc(test, GFN(0) + i, false);
+		up_fill(test, page[i], i + 1);
+	}
+	for (i = 0; i < 1000; i++) {
+		preempt_disable();
+		KUNIT_ASSERT_EQ(test, unmapped_page_read(page[i & 1], 128, &val, 8), 0);
+		KUNIT_ASSERT_EQ(test, unmapped_page_read(page[~i & 1], 128, &found, 8), 0);
+		preempt_enable();
+		KUNIT_ASSERT_EQ(test, val, (i & 1) + 1);
+		KUNIT_ASSERT_EQ(test, found, (~i & 1) + 1);
+	}
+	for (i = 0; i < 2; i++)
+		unmapped_pool_free(t->pool, page[i]);
+	up_put_and_expect_nothing(test);
+}
+
+/* Memory with another alias in the kernel is of no use. */
+static void up_test_kernel_image(struct kunit *test)
+{
+	unsigned long pfn = PHYS_PFN(__pa_symbol(_stext));
+	struct page *page = up_alloc(test, GFN(0), false);
+
+	KUNIT_EXPECT_FALSE(test, arch_unmapped_range_allowed(pfn, 1));
+	KUNIT_EXPECT_FALSE(test, arch_unmapped_range_allowed(pfn - 1, 2));
+	pfn = PHYS_PFN(__pa_symbol(_end) - 1);
+	KUNIT_EXPECT_FALSE(test, arch_unmapped_range_allowed(pfn, 1));
+	/* The init sections are free memory by the time of the test, or soon. */
+	pfn = PHYS_PFN(__pa_symbol(__init_begin));
+	KUNIT_EXPECT_FALSE(test, arch_unmapped_range_allowed(pfn, 1));
+	KUNIT_EXPECT_TRUE(test, arch_unmapped_range_allowed(page_to_pfn(page), 1));
 
 	unmapped_pool_free(((struct up_test *)test->priv)->pool, page);
 	up_put_and_expect_nothing(test);
@@ -492,7 +545,7 @@ static void up_wait(struct kunit *test)
 {
 	unsigned int i;
 
-	for (i = 0; i < 100 && up_bytes(test); i++)
+	for (i = 0; i < 200 && up_bytes(test); i++)
 		msleep(100);
 	KUNIT_EXPECT_EQ(test, up_bytes(test), 0);
 	KUNIT_EXPECT_EQ(test, up_quarantined(test), 0);
@@ -656,6 +709,8 @@ static void up_test_zap_fails(struct kunit *test)
 	struct up_test *t = test->priv;
 	struct page *page;
 
+	/* The worker, which the stubs do not apply to, is to come later. */
+	unmapped_retry_delay = 5 * HZ;
 	kunit_activate_static_stub(test, unmapped_set_valid, up_set_valid);
 	t->fail_zap = true;
 	page = unmapped_pool_alloc(t->pool, GFN(0), 0, true, NULL, 0, GFP_KERNEL);
@@ -671,7 +726,6 @@ static void up_test_zap_fails(struct kunit *test)
 	KUNIT_EXPECT_GT(test, up_bytes(test), 0);
 	KUNIT_EXPECT_EQ(test, up_bytes(test), up_quarantined(test));
 
-	/* The retry comes from a worker, which the stubs do not apply to. */
 	up_put(test);
 	up_wait(test);
 }
@@ -683,6 +737,7 @@ static void up_test_restore_fails(struct kunit *test)
 	u64 bytes = up_bytes(test);
 
 	up_fill(test, page, ~0ULL);
+	unmapped_retry_delay = 5 * HZ;
 	kunit_activate_static_stub(test, unmapped_set_valid, up_set_valid);
 	t->fail_restore = true;
 	unmapped_pool_free(t->pool, page);
@@ -917,12 +972,14 @@ static struct kunit_case up_cases[] = {
 	KUNIT_CASE(up_test_window_task),
 	KUNIT_CASE(up_test_cmpxchg),
 	KUNIT_CASE(up_test_copy_page),
+	KUNIT_CASE(up_test_window_stale),
+	KUNIT_CASE(up_test_kernel_image),
 	KUNIT_CASE(up_test_absent),
 	KUNIT_CASE(up_test_other_cpus),
 	KUNIT_CASE(up_test_scrub),
 	KUNIT_CASE(up_test_free_clean),
 	KUNIT_CASE(up_test_quarantine),
-	KUNIT_CASE(up_test_quarantine_put),
+	KUNIT_CASE_SLOW(up_test_quarantine_put),
 	KUNIT_CASE(up_test_free_after_put),
 	KUNIT_CASE(up_test_home),
 #if defined(CONFIG_PROC_FS) && defined(CONFIG_X86)
@@ -930,8 +987,8 @@ static struct kunit_case up_cases[] = {
 #endif
 	KUNIT_CASE(up_test_fallback),
 	KUNIT_CASE(up_test_no_memory_takes_reserved),
-	KUNIT_CASE(up_test_zap_fails),
-	KUNIT_CASE(up_test_restore_fails),
+	KUNIT_CASE_SLOW(up_test_zap_fails),
+	KUNIT_CASE_SLOW(up_test_restore_fails),
 	KUNIT_CASE(up_test_shrink),
 	KUNIT_CASE_SLOW(up_test_stress),
 #ifdef CONFIG_MEMORY_FAILURE

@@ -137,12 +137,13 @@ void kvm_arch_protmem_reset_vcpu(struct kvm_vcpu *vcpu)
  */
 int kvm_protmem_check_cpuid(struct kvm_vcpu *vcpu)
 {
+#ifdef CONFIG_KVM_HYPERV
 	struct kvm_cpuid_entry2 *best;
 
 	best = kvm_find_cpuid_entry(vcpu, HYPERV_CPUID_INTERFACE);
 	if (best && best->eax == HYPERV_CPUID_SIGNATURE_EAX)
 		return -EINVAL;
-
+#endif
 	return 0;
 }
 

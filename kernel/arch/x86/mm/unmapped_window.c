@@ -24,10 +24,12 @@
  * With page table isolation the mm has a user page table as every mm has.  It
  * is never loaded, since the CPU does not return to user mode in between.
  */
+#include <linux/cache.h>
 #include <linux/cpumask.h>
 #include <linux/init.h>
 #include <linux/irqflags.h>
 #include <linux/kvm_types.h>
+#include <linux/log2.h>
 #include <linux/memcontrol.h>
 #include <linux/mm.h>
 #include <linux/mutex.h>
@@ -349,6 +351,10 @@ int unmapped_page_cmpxchg(struct page *page, unsigned int off, void *old,
 		return -EINVAL;
 	if (size == 16 && (!cpu_feature_enabled(X86_FEATURE_CX16) ||
 			   !IS_ALIGNED(off, 16)))
+		return -EINVAL;
+	/* A split lock in the kernel would be the end of it. */
+	if (boot_cpu_has(X86_FEATURE_SPLIT_LOCK_DETECT) &&
+	    ((off ^ (off + size - 1)) & ~(cache_line_size() - 1)))
 		return -EINVAL;
 
 	p = unmapped_window_open(&s, page, PAGE_KERNEL);
