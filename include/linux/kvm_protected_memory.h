@@ -68,7 +68,7 @@ int kvm_protmem_cmpxchg(struct kvm_vcpu *vcpu, struct kvm_memory_slot *slot,
 
 /* arch/.../kvm/protected_memory.c */
 u64 kvm_arch_protmem_supported_caps(struct kvm *kvm);
-void kvm_arch_protmem_enable(struct kvm *kvm);
+int kvm_arch_protmem_enable(struct kvm *kvm);
 void kvm_arch_protmem_reset_vcpu(struct kvm_vcpu *vcpu);
 
 #else

@@ -1266,11 +1266,12 @@ int unmapped_pool_memory_failure(struct page *page)
 	if (!b || b->pool != pool) {
 		/* Given back meanwhile. */
 		ret = -ENOENT;
-	} else if (IS_ENABLED(CONFIG_MEMORY_FAILURE) && PageHWPoison(page)) {
+	} else if (PageHWPoison(page)) {
 		ret = -EHWPOISON;
 	} else {
 		unsigned int i = pfn - b->pfn;
 
+		SetPageHWPoison(page);
 		used = b->state[i] == UNMAPPED_USED;
 		index = page_private(page);
 		/* Pages that are referenced get there when they are given back. */

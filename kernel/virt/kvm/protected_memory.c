@@ -230,8 +230,8 @@ static struct page *protmem_alloc_page(struct kvm_protmem_inode *pi,
 	struct page *page;
 
 	policy = mpol_shared_policy_lookup(&GMEM_I(pi->inode)->policy, index);
-	page = unmapped_pool_alloc(pi->pool, gfn, index, uniform, policy,
-				   pi->inode->i_ino, GFP_KERNEL_ACCOUNT);
+	page = unmapped_pool_alloc(pi->pool, gfn, index, uniform, policy, index,
+				   GFP_KERNEL_ACCOUNT);
 	mpol_cond_put(policy);
 
 	return page;
@@ -493,7 +493,12 @@ static int protmem_make_private(struct kvm_protmem_inode *pi, pgoff_t *pos,
 
 	filemap_invalidate_lock_shared(mapping);
 	end = protmem_run_end(pi, start, end, &private);
-	if (private && (!slot || READ_ONCE(pi->kvm->protmem.latched))) {
+	/*
+	 * Nothing to do, but a guest must not be told so of a slot that is
+	 * leaving: see kvm_protmem_slot_leave().
+	 */
+	if (private && (!slot || (READ_ONCE(pi->kvm->protmem.latched) &&
+				  !slot->gmem.leaving))) {
 		filemap_invalidate_unlock_shared(mapping);
 		*pos = end;
 		return 0;
@@ -841,6 +846,8 @@ long kvm_protmem_punch_hole(struct inode *inode, pgoff_t start, pgoff_t end)
 	filemap_invalidate_unlock_shared(inode->i_mapping);
 
 	while (!r && start < end) {
+		if (fatal_signal_pending(current))
+			return -EINTR;
 		r = protmem_drop_range(pi, &start, end, PROTMEM_DROP_PUNCH);
 		cond_resched();
 	}
@@ -1303,8 +1310,15 @@ int kvm_protmem_slot_leave(struct kvm *kvm, struct kvm_memory_slot *slot)
 		return 0;
 
 	CLASS(gmem_get_file, file)(slot);
-	if (!file)
+	if (!file) {
+		/*
+		 * Closed, but userspace can delay the release, and with it the
+		 * death of the VM: see kvm_protmem_release().
+		 */
+		if (slot->gmem.file && READ_ONCE(kvm->protmem.latched))
+			return -EPERM;
 		return 0;
+	}
 
 	pi = kvm_protmem(file_inode(file));
 	start = slot->gmem.pgoff;
@@ -1426,7 +1440,7 @@ u64 kvm_protmem_supported_attributes(struct kvm *kvm)
 int kvm_protmem_enable_cap(struct kvm *kvm, const struct kvm_enable_cap *cap)
 {
 	u64 caps = cap->args[0], exits = cap->args[1];
-	int i;
+	int i, r;
 
 	if (cap->flags || cap->args[2] || cap->args[3])
 		return -EINVAL;
@@ -1451,6 +1465,9 @@ int kvm_protmem_enable_cap(struct kvm *kvm, const struct kvm_enable_cap *cap)
 
 	kvm->protmem.exit_flags = exits;
 	kvm->protmem.caps = caps;
-	kvm_arch_protmem_enable(kvm);
-	return 0;
+
+	r = kvm_arch_protmem_enable(kvm);
+	if (r)
+		kvm->protmem.caps = 0;
+	return r;
 }

@@ -68,6 +68,15 @@ static int protmem_access_shared(struct page *page,
 
 	switch (a->op) {
 	case PROTMEM_READ:
+		/* Guest page table entries are read in one piece. */
+		if (a->len == 8 && IS_ALIGNED(a->offset, 8)) {
+			*(u64 *)a->data = READ_ONCE(*(u64 *)addr);
+			return 0;
+		}
+		if (a->len == 4 && IS_ALIGNED(a->offset, 4)) {
+			*(u32 *)a->data = READ_ONCE(*(u32 *)addr);
+			return 0;
+		}
 		if (copy_mc_to_kernel(a->data, addr, a->len))
 			return -EHWPOISON;
 		return 0;

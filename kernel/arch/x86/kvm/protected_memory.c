@@ -20,6 +20,7 @@
 #include "regs.h"
 #include "trace.h"
 #include "x86.h"
+#include "xen.h"
 
 u64 kvm_arch_protmem_supported_caps(struct kvm *kvm)
 {
@@ -97,12 +98,29 @@ bool kvm_protmem_refuses_ioctl(struct kvm *kvm, unsigned int ioctl)
 	return false;
 }
 
-/* Called once, together with setting kvm->protmem.caps. */
-void kvm_arch_protmem_enable(struct kvm *kvm)
+/*
+ * Called once, with kvm->protmem.caps set and kvm->lock held.  What is refused
+ * from now on must not be there already.  Return: 0 or -EINVAL.
+ */
+int kvm_arch_protmem_enable(struct kvm *kvm)
 {
+	lockdep_assert_held(&kvm->lock);
+
+	if (kvm->arch.legacy_sev)
+		return -EINVAL;
+
+#ifdef CONFIG_KVM_XEN
+	/* Pairs with kvm_xen_hvm_config(). */
+	scoped_guard(mutex, &kvm->arch.xen.xen_lock) {
+		if (kvm_xen_msr_enabled(kvm) || kvm_xen_hypercall_enabled(kvm))
+			return -EINVAL;
+	}
+#endif
+
 	/* KVM doesn't write to the guest's code: the guest knows its vendor. */
 	WRITE_ONCE(kvm->arch.disabled_quirks, kvm->arch.disabled_quirks |
 		   KVM_X86_QUIRK_FIX_HYPERCALL_INSN);
+	return 0;
 }
 
 void kvm_arch_protmem_reset_vcpu(struct kvm_vcpu *vcpu)
