@@ -111,12 +111,14 @@ static void test_accessible(void)
 
 static void *unguarded_write(void *opaque)
 {
+    /* volatile: the access must happen */
     *(volatile uint8_t *)opaque = 7;
     return NULL;
 }
 
 static void test_unguarded(void)
 {
+    /* volatile: the accesses must happen */
     volatile uint8_t *ram = rb.host;
     QemuThread thread;
     uint8_t val;

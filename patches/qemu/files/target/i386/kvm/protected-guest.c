@@ -5,6 +5,8 @@
  */
 
 #include "qemu/osdep.h"
+#include <linux/kvm.h>
+
 #include "qemu/error-report.h"
 #include "qemu/notify.h"
 #include "qapi/error.h"
