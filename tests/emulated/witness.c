@@ -101,7 +101,10 @@ static int marker_of(uint64_t word)
 	return -1;
 }
 
-/* Every aligned word of physical memory.  Returns how many are a marker's. */
+/*
+ * Every word of physical memory, aligned as a struct pollfd is, to 4 bytes.
+ * Returns how many are a marker's.
+ */
 static uint64_t find_markers(unsigned int *whole, unsigned int *stray)
 {
 	uint64_t hits = 0;
@@ -109,9 +112,12 @@ static uint64_t find_markers(unsigned int *whole, unsigned int *stray)
 	for (uint64_t p = 0; p < npages; p++) {
 		unsigned int count[MARKED], n = 0;
 
-		for (int j = 0; j < WORDS; j++) {
-			int k = marker_of(memory[p * WORDS + j]);
+		for (int at = 0; at <= PAGE - 8; at += 4) {
+			uint64_t word;
+			int k;
 
+			memcpy(&word, (const char *)(memory + p * WORDS) + at, 8);
+			k = marker_of(word);
 			if (k < 0)
 				continue;
 			if (!n++)
@@ -194,16 +200,24 @@ static void host_leaf(uint64_t address, uint64_t first, uint64_t count, void *ar
 {
 	unsigned int *by = arg;
 
+	/* The trampoline of secondary CPUs has the direct map's tables at 0, too. */
+	if (address == first * PAGE)
+		by = by_kernel;
 	++*(by == by_kernel ? &kernel_leaves : &user_leaves);
 	for (uint64_t p = first; p < first + count && p < npages; p++) {
 		int k = marked_page[p] - 1;
 
 		if (k < 0)
 			continue;
-		if (!by[k]++ && k == 0)
+		if (!by[k]++ && k == 0) {
+			uint64_t at = address + (p - first) * PAGE;
+
+			if (at >> (levels * 9 + 11))
+				at |= -1ull << (levels * 9 + 12);
 			printf("# page 0 of the markers, pfn 0x%llx: mapped by %s at 0x%llx\n",
 			       (unsigned long long)p, by == by_kernel ? "the kernel" : "a process",
-			       (unsigned long long)address);
+			       (unsigned long long)at);
+		}
 	}
 }
 
