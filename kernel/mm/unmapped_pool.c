@@ -199,6 +199,11 @@ static struct page *block_page(const struct unmapped_block *b, unsigned int i)
 	return pfn_to_page(b->pfn + i);
 }
 
+static bool is_poisoned(const struct unmapped_block *b, unsigned int i)
+{
+	return b->state[i] == UNMAPPED_POISONED;
+}
+
 static bool is_quarantined(u8 state)
 {
 	return state == UNMAPPED_QUARANTINED || state == UNMAPPED_POISONED;
@@ -378,10 +383,10 @@ static int restore_block(struct unmapped_block *b)
 	int ret;
 
 	for (start = 0; start < nr; start = end) {
-		bool poisoned = b->state[start] == UNMAPPED_POISONED;
+		bool poisoned = is_poisoned(b, start);
 
 		for (end = start + 1; end < nr; end++) {
-			if ((b->state[end] == UNMAPPED_POISONED) != poisoned)
+			if (is_poisoned(b, end) != poisoned)
 				break;
 		}
 		if (poisoned)
@@ -492,7 +497,7 @@ static unsigned long release_block(struct unmapped_block *b)
 
 	/* First all of the poisoned ones: the lookup must not find the others. */
 	for (i = 0; i < nr; i++) {
-		if (b->state[i] == UNMAPPED_POISONED)
+		if (is_poisoned(b, i))
 			xa_store(&unmapped_blocks, b->pfn + i, b, GFP_KERNEL | __GFP_NOFAIL);
 	}
 	for (i = 0; i < nr; i++) {

@@ -9,6 +9,7 @@
 #include <kunit/static_stub.h>
 #include <kunit/test.h>
 #include <kunit/test-bug.h>
+#include <linux/bits.h>
 #include <linux/completion.h>
 #include <linux/cpumask.h>
 #include <linux/delay.h>
@@ -27,7 +28,7 @@
 #include "../unmapped_pool.h"
 
 #define OWNER		0x1234
-#define BLOCK_PAGES	(1UL << UNMAPPED_BLOCK_ORDER)
+#define BLOCK_PAGES	BIT(UNMAPPED_BLOCK_ORDER)
 /* Some naturally aligned range of gfns. */
 #define GFN(n)		(0x100000ULL + (n) * BLOCK_PAGES)
 
@@ -1004,4 +1005,5 @@ static struct kunit_suite up_suite = {
 	.exit = up_exit,
 	.test_cases = up_cases,
 };
+
 kunit_test_suite(up_suite);

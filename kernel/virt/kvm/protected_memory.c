@@ -97,10 +97,10 @@ static gfn_t protmem_gfn(struct kvm_protmem_inode *pi, pgoff_t index)
 static bool protmem_block_uniform(struct kvm_protmem_inode *pi, pgoff_t index,
 				  gfn_t gfn, pgoff_t start, pgoff_t end)
 {
+	MA_STATE(mas, &pi->gfns, index, index);
 	pgoff_t off = gfn & (PROTMEM_BLOCK_PAGES - 1);
 	pgoff_t first = index - off;
 	pgoff_t last = first + PROTMEM_BLOCK_PAGES - 1;
-	MA_STATE(mas, &pi->gfns, index, index);
 
 	if (index < off || !mas_walk(&mas) || mas.index > first || mas.last < last)
 		return false;
@@ -195,8 +195,8 @@ static void protmem_drop_private(struct kvm_protmem_inode *pi, pgoff_t start,
 static int protmem_store_state(struct kvm_protmem_inode *pi, pgoff_t start,
 			       pgoff_t end, bool private)
 {
-	pgoff_t first = start, last = end - 1;
 	MA_STATE(mas, &pi->state, start, start);
+	pgoff_t first = start, last = end - 1;
 
 	lockdep_assert_held_write(&pi->inode->i_mapping->invalidate_lock);
 
@@ -682,7 +682,7 @@ static int protmem_make_shared(struct kvm_protmem_inode *pi, pgoff_t *pos,
 		*pos = end;
 		goto out_unlock;
 	}
-	if (!slot && pi->kvm->protmem.latched) {
+	if (!slot && READ_ONCE(pi->kvm->protmem.latched)) {
 		r = -EPERM;
 		goto out_unlock;
 	}

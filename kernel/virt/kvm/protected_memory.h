@@ -46,7 +46,7 @@ struct kvm_protmem_inode {
 	bool bound;
 	bool protected;
 	atomic_long_t nr_private;
-	spinlock_t acct_lock;
+	spinlock_t acct_lock;	/* protects acct_bytes */
 	u64 acct_bytes;
 	struct list_head entry;
 };

@@ -51,11 +51,12 @@ static int protmem_access_private(struct page *page,
 
 #define protmem_cmpxchg_mapped(type, ptr, a)				\
 ({									\
-	type __old = *(type *)(a)->data;				\
+	const struct protmem_access *__a = (a);				\
+	type __old = *(type *)__a->data;				\
 	int __r = 0;							\
 									\
-	if (!try_cmpxchg((type *)(ptr), &__old, *(type *)(a)->from)) {	\
-		*(type *)(a)->data = __old;				\
+	if (!try_cmpxchg((type *)(ptr), &__old, *(type *)__a->from)) {	\
+		*(type *)__a->data = __old;				\
 		__r = 1;						\
 	}								\
 	__r;								\

@@ -180,7 +180,7 @@ int kvm_protmem_emulate_hypercall(struct kvm_vcpu *vcpu)
 {
 	bool long_mode = is_64_bit_hypercall(vcpu), private;
 	u64 gpa, npages, attrs;
-	gfn_t gfn, end;
+	gfn_t start, gfn, end;
 	long ret = 0;
 	int r;
 
@@ -197,15 +197,16 @@ int kvm_protmem_emulate_hypercall(struct kvm_vcpu *vcpu)
 	}
 	trace_kvm_hypercall(KVM_HC_MAP_GPA_RANGE, gpa, npages, attrs, 0);
 
-	gfn = gpa_to_gfn(gpa);
-	end = gfn + npages;
+	start = gpa_to_gfn(gpa);
+	gfn = start;
+	end = start + npages;
 	private = attrs & KVM_MAP_GPA_RANGE_ENCRYPTED;
 
 	if (kvm_x86_call(get_cpl)(vcpu)) {
 		ret = -KVM_EPERM;
 		goto out;
 	}
-	if (!PAGE_ALIGNED(gpa) || end <= gfn ||
+	if (!PAGE_ALIGNED(gpa) || end <= start ||
 	    end > gpa_to_gfn(~0ULL) + 1) {
 		ret = -KVM_EINVAL;
 		goto out;
@@ -241,11 +242,12 @@ out:
 	kvm_rax_write_raw(vcpu, ret);
 	r = kvm_skip_emulated_instruction(vcpu);
 
-	if (r > 0 && !ret &&
+	/* If it failed, userspace is told of the part that has been done. */
+	if (r > 0 && gfn > start &&
 	    (vcpu->kvm->protmem.exit_flags & KVM_PROTMEM_EXIT_CONVERT)) {
 		vcpu->run->exit_reason = KVM_EXIT_PROTECTED_MEMORY;
 		vcpu->run->protected_memory.gpa = gpa;
-		vcpu->run->protected_memory.size = npages << PAGE_SHIFT;
+		vcpu->run->protected_memory.size = (gfn - start) << PAGE_SHIFT;
 		vcpu->run->protected_memory.attributes =
 			private ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0;
 		vcpu->run->protected_memory.flags = 0;

@@ -81,7 +81,7 @@ bool arch_unmapped_range_allowed(unsigned long pfn, unsigned long nr)
 static int unmapped_window_init_cpu(struct unmapped_window *w)
 {
 	unsigned long addr;
-	spinlock_t *ptl;
+	spinlock_t *ptl;	/* get_locked_pte() takes it */
 	pte_t *ptep;
 
 	if (!w->mm) {
@@ -207,7 +207,7 @@ static __always_inline void unmapped_window_close(struct unmapped_window_state *
  */
 #define unmapped_window_mov(insn, reg, type)				\
 ({									\
-	asm_inline volatile goto(					\
+	asm volatile goto(						\
 		     "1: " insn " (%[src]), %%" reg "\n"		\
 		     "2: " insn " %%" reg ", (%[dst])\n"		\
 		     _ASM_EXTABLE_TYPE(1b, %l[fault], EX_TYPE_DEFAULT_MCE_SAFE) \
@@ -283,7 +283,7 @@ EXPORT_SYMBOL_FOR_KVM(unmapped_page_write);
 ({									\
 	type __old = *(type *)old, __new = *(const type *)new;		\
 									\
-	asm_inline volatile(						\
+	asm volatile(							\
 		     "1: lock " insn " %" reg "[new], (%[ptr])\n"	\
 		     "	sete %[ok]\n"					\
 		     "	xorl %[err], %[err]\n"				\
@@ -320,8 +320,7 @@ static __always_inline int unmapped_window_do_cmpxchg(void *ptr, void *old,
 		u64 *o = old;
 		const u64 *n = new;
 
-		asm_inline volatile(
-			     "1: lock cmpxchg16b (%[ptr])\n"
+		asm volatile("1: lock cmpxchg16b (%[ptr])\n"
 			     "	sete %[ok]\n"
 			     "	xorl %[err], %[err]\n"
 			     "2:\n"

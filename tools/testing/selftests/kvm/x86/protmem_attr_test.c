@@ -415,11 +415,8 @@ TEST(huge)
 	protmem_vm_free(&p);
 }
 
-static volatile int nr_alarms;
-
 static void on_alarm(int sig)
 {
-	nr_alarms++;
 }
 
 static void alarm_every(int us)
@@ -430,7 +427,6 @@ static void alarm_every(int us)
 		.it_value.tv_usec = us,
 	};
 
-	nr_alarms = 0;
 	sigaction(SIGALRM, &sa, NULL);
 	setitimer(ITIMER_REAL, &it, NULL);
 }

@@ -185,11 +185,11 @@ TEST_F(convert, results)
 		}
 	}
 
-	/* All of these failed before they began: the latch is open ... */
+	/* The last one has shared whatever a failure left behind ... */
 	EXPECT_EQ(0, protmem_delete_slot(p, PROTMEM_SLOT));
 	EXPECT_EQ(0, protmem_set_slot(p, PROTMEM_SLOT, GPA, p->size, 0));
 
-	/* ... and what works shuts it.  The page size is only a hint. */
+	/* ... and all can begin again.  The page size is only a hint. */
 	EXPECT_EQ(0, hc(p, GPA, 1, ENCRYPTED | KVM_MAP_GPA_RANGE_PAGE_SZ_2M));
 	EXPECT_TRUE(protmem_is_private(p, GPA));
 	EXPECT_FALSE(protmem_is_private(p, GPA + PAGE_SIZE));
@@ -281,6 +281,7 @@ TEST(notification)
 	struct protmem_vm p;
 	struct kvm_run *run;
 	struct kvm_regs regs;
+	u64 tail;
 
 	protmem_vm_create(&p, &opts);
 	run = p.vcpu[0]->run;
@@ -310,9 +311,19 @@ TEST(notification)
 	EXPECT_EQ(0, p.convert_attributes);
 	EXPECT_EQ(0, p.convert_flags);
 
-	/* A failure is between KVM and the guest. */
+	/* A failure is between KVM and the guest ... */
 	EXPECT_EQ(-KVM_EINVAL, (s64)protmem_make_private(&p, GPA + 1, PAGE_SIZE));
 	EXPECT_EQ(1, p.nr_convert_exits);
+
+	/* ... but for the pages that were converted before it. */
+	tail = GPA + p.size - 2 * PAGE_SIZE;
+	EXPECT_EQ(-KVM_EINVAL, (s64)protmem_make_private(&p, tail, 3 * PAGE_SIZE));
+	EXPECT_EQ(2, p.nr_convert_exits);
+	EXPECT_EQ(tail, p.convert_gpa);
+	EXPECT_EQ(2 * PAGE_SIZE, p.convert_size);
+	EXPECT_EQ(KVM_MEMORY_ATTRIBUTE_PRIVATE, p.convert_attributes);
+	EXPECT_TRUE(protmem_is_private(&p, tail));
+	EXPECT_TRUE(protmem_is_private(&p, tail + PAGE_SIZE));
 	protmem_vm_free(&p);
 }
 
@@ -369,11 +380,8 @@ TEST(large_untouched)
 	protmem_vm_free(&p);
 }
 
-static volatile int nr_alarms;
-
 static void on_alarm(int sig)
 {
-	nr_alarms++;
 }
 
 /*

@@ -169,7 +169,7 @@ static u64 guest_public(u64 gva, u64 n, u64 c, u64 d)
 	u64 i;
 
 	for (i = 0; i < n; i++)
-		((volatile u8 *)gva)[i] = 'A' + i % 26;
+		WRITE_ONCE(((u8 *)gva)[i], 'A' + i % 26);
 	return 0;
 }
 
@@ -179,7 +179,7 @@ static u64 guest_check_given(u64 gva, u64 n, u64 c, u64 d)
 	u64 i;
 
 	for (i = 0; i < n; i++) {
-		if (((volatile u8 *)gva)[i] != (u8)(i * 7 + 3))
+		if (READ_ONCE(((u8 *)gva)[i]) != (u8)(i * 7 + 3))
 			return i + 1;
 	}
 	return 0;
@@ -359,7 +359,7 @@ static u64 guest_put_code(u64 gpa, u64 code, u64 n, u64 d)
 	u64 i;
 
 	for (i = 0; i < n; i++)
-		((volatile u8 *)gpa)[i] = code >> (i * 8);
+		WRITE_ONCE(((u8 *)gpa)[i], code >> (i * 8));
 	return 0;
 }
 

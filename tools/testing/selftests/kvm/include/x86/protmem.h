@@ -184,8 +184,8 @@ int protmem_punch(int fd, u64 offset, u64 size);
 int protmem_reset(struct protmem_vm *p);
 
 /* Touch memory of the VMM: 0 if it can be, or the si_code of the SIGBUS. */
-int protmem_try_read(const volatile void *mem, u64 *val);
-int protmem_try_write(volatile void *mem, u64 val);
+int protmem_try_read(const void *mem, u64 *val);
+int protmem_try_write(void *mem, u64 val);
 
 /* What is off the direct map in the whole system; -1 if the file is missing. */
 s64 protmem_off_direct_map(void);

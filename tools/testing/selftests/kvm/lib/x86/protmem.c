@@ -407,16 +407,16 @@ int protmem_reset(struct protmem_vm *p)
 }
 
 static __thread sigjmp_buf touch_jmpbuf;
-static __thread volatile int touch_code;
-static __thread volatile bool touching;
+static __thread int touch_code;
+static __thread bool touching;
 
 static void touch_sigbus(int sig, siginfo_t *info, void *ctx)
 {
-	if (!touching) {
+	if (!READ_ONCE(touching)) {
 		signal(SIGBUS, SIG_DFL);
 		return;
 	}
-	touch_code = info->si_code;
+	WRITE_ONCE(touch_code, info->si_code);
 	siglongjmp(touch_jmpbuf, 1);
 }
 
@@ -434,29 +434,29 @@ static void touch_init(void)
 	sigaction(SIGBUS, &sa, NULL);
 }
 
-int protmem_try_read(const volatile void *mem, u64 *val)
+int protmem_try_read(const void *mem, u64 *val)
 {
 	touch_init();
-	touching = true;
+	WRITE_ONCE(touching, true);
 	if (sigsetjmp(touch_jmpbuf, 0)) {
-		touching = false;
-		return touch_code;
+		WRITE_ONCE(touching, false);
+		return READ_ONCE(touch_code);
 	}
-	*val = *(const volatile u64 *)mem;
-	touching = false;
+	*val = READ_ONCE(*(const u64 *)mem);
+	WRITE_ONCE(touching, false);
 	return 0;
 }
 
-int protmem_try_write(volatile void *mem, u64 val)
+int protmem_try_write(void *mem, u64 val)
 {
 	touch_init();
-	touching = true;
+	WRITE_ONCE(touching, true);
 	if (sigsetjmp(touch_jmpbuf, 0)) {
-		touching = false;
-		return touch_code;
+		WRITE_ONCE(touching, false);
+		return READ_ONCE(touch_code);
 	}
-	*(volatile u64 *)mem = val;
-	touching = false;
+	WRITE_ONCE(*(u64 *)mem, val);
+	WRITE_ONCE(touching, false);
 	return 0;
 }
 
