@@ -493,6 +493,27 @@ TEST(refused_features)
 	kvm_vm_free(vm);
 }
 
+/* The other way round: what is set up already rules the capability out. */
+TEST(enable_after_refused_features)
+{
+	struct kvm_xen_hvm_config xen = { .msr = 0x40000000 };
+	struct kvm_vm *vm = vm_create_barebones();
+	int xen_flags = vm_check_cap(vm, KVM_CAP_XEN_HVM);
+
+	if (!xen_flags)
+		SKIP(return, "KVM has no Xen support");
+
+	xen.flags = xen_flags & KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL;
+	ASSERT_EQ(0, __vm_ioctl(vm, KVM_XEN_HVM_CONFIG, &xen));
+	EXPECT_EQ(-EINVAL, protmem_enable_cap(vm, PROTMEM_CAPS, 0));
+
+	/* And not for good. */
+	memset(&xen, 0, sizeof(xen));
+	ASSERT_EQ(0, __vm_ioctl(vm, KVM_XEN_HVM_CONFIG, &xen));
+	EXPECT_EQ(0, protmem_enable_cap(vm, PROTMEM_CAPS, 0));
+	kvm_vm_free(vm);
+}
+
 /* Ordinary slots of such a VM are ordinary, dirty logging included. */
 TEST(ordinary_slots_stay_free)
 {

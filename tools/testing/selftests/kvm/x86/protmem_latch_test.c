@@ -418,7 +418,8 @@ TEST_F(latch, last_close_of_unbound_memory)
 /*
  * A slot deletion against the conversion that latches.  One of them comes
  * first: either the slot goes and the guest is told that there is nothing to
- * make private, or the deletion is refused and the guest never notices.
+ * make private, or the deletion is refused and the guest never notices.  That
+ * includes pages which the VMM has made private before.
  *
  * Mutants killed: no recheck after the slot is invalid; an access that meets
  * the invalid slot exits as MMIO instead of being retried.
@@ -493,6 +494,11 @@ TEST_F(latch, delete_races_with_latch)
 
 	for (i = 0; i < iterations; i++) {
 		ASSERT_EQ(0, protmem_reset(p));
+		/* The latch is all that is left to do for the guest then. */
+		if (i & 1)
+			ASSERT_EQ(0, protmem_set_attr(p->gmem, PRIV_OFF,
+						      PRIV_SIZE, PRIVATE, ZERO,
+						      NULL));
 		p->cmd[0]->go = 0;
 		p->cmd[0]->count = 0;
 		protmem_prepare(p, 0, guest_race, p->cmd_gva[0], guest_delay, 0,
