@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: GPL-2.0
+"""For tests in the emulated host: machines of the built QEMU, and Linux guests
+in them that take commands on their serial console.  point() prints TAP."""
+
+import contextlib
+import json
+import os
+import re
+import select
+import socket
+import subprocess
+import time
+
+QEMU = "/repo/build/qemu/qemu-system-x86_64"
+KERNEL = "/repo/build/kernel/guest-bzImage"
+MEMORY = 256        # MiB of a guest
+# What a guest mounts and starts, and a root on its first disk.
+APPEND = ("console=ttyS0 loglevel=4 panic=-1 nokaslr rw init=/sbin/guest-init "
+          "guest.run=stty,-echo;echo,console-ready;exec,sh,/dev/console ")
+
+
+class Failure(Exception):
+    """What a point has found wrong."""
+
+
+class Tap:
+    """Points, counted on from first."""
+
+    def __init__(self, first=1):
+        self.count, self.failed = first - 1, 0
+
+    @contextlib.contextmanager
+    def point(self, name):
+        start = time.monotonic()
+        self.count += 1
+        result, why = "ok", ""
+        try:
+            yield
+        except (Failure, OSError, ValueError, KeyError) as error:
+            result, self.failed = "not ok", self.failed + 1
+            why = "".join(f"\n# {line}" for line in (str(error) or repr(error)).splitlines())
+        print(f"{result} {self.count} - {name}{why}\n# {time.monotonic() - start:.1f} s", flush=True)
+
+
+def check(what, why):
+    if not what:
+        raise Failure(why)
+
+
+def off_direct_map():
+    with open("/sys/kernel/mm/unmapped_pool/off_direct_map_bytes", encoding="ascii") as f:
+        return int(f.read())
+
+
+class Machine:
+    """A QEMU.  Arguments are words in one string or a list of arguments."""
+
+    def __init__(self, name, *args, protected=True, machine="q35", accel="kvm", cpu="host,-xsave,-tsc-deadline"):
+        self.name, self.dir, self.events = name, f"/tmp/{name}", []
+        self.log = f"/out/{name}.qemu" if isinstance(self, Guest) else f"{self.dir}/log"
+        os.mkdir(self.dir)
+        self.monitor = None
+        words = [word for arg in args for word in (arg.split() if isinstance(arg, str) else arg)]
+        if protected:
+            machine += ",confidential-guest-support=prot0"
+            if not any(word.startswith("kvm-protected-guest") for word in words):
+                words = ["-object", "kvm-protected-guest,id=prot0", *words]
+        command = [QEMU, "-L", "/usr/share/seabios", "-L", "/usr/share/qemu", "-accel", accel, "-machine", machine,
+                   "-cpu", cpu, "-nodefaults", "-display", "none", "-qmp", "unix:qmp,server=on,wait=off", *words]
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(command, cwd=self.dir, stdin=subprocess.DEVNULL, stdout=log,
+                                            stderr=log, env=dict(os.environ, TMPDIR=self.dir))
+
+    def said(self):
+        with open(self.log, encoding="utf-8", errors="replace") as log:
+            return log.read().strip()
+
+    def alive(self):
+        return self.process.poll() is None
+
+    def connect(self, path, seconds=60):
+        """A connection to a socket of QEMU, or None if QEMU has ended before."""
+        end = time.monotonic() + seconds
+        while self.alive():
+            check(time.monotonic() < end, f"{self.name}: no socket '{path}' within {seconds} s")
+            s = socket.socket(socket.AF_UNIX)
+            try:
+                s.connect(f"{self.dir}/{path}")
+                return s
+            except OSError:
+                s.close()
+                time.sleep(0.05)
+        return None
+
+    def started(self, until=None, seconds=60):
+        """Whether QEMU runs its main loop; not if it ends or, before that, says what is given."""
+        if self.monitor:
+            return True
+        s = self.connect("qmp")
+        if not s:
+            return False
+        s.sendall(b'{"execute":"qmp_capabilities"}')
+        data, end = b"", time.monotonic() + seconds
+        # The greeting is one line, the answer to this another.
+        while data.count(b"\n") < 2:
+            check(time.monotonic() < end, f"{self.name}: QEMU has not started within {seconds} s: {self.said()}")
+            if until and re.search(until, self.said()):
+                return False
+            if select.select([s], [], [], 0.2)[0]:
+                try:
+                    part = s.recv(1024)
+                except ConnectionResetError:
+                    part = b""
+                if not part:
+                    return False
+                data += part
+        s.settimeout(120)
+        self.monitor = s.makefile("rw", encoding="utf-8")
+        return True
+
+    def _message(self):
+        line = self.monitor.readline()
+        check(line, f"{self.name}: QEMU has ended: {self.said()}")
+        return json.loads(line)
+
+    def qmp(self, execute, **arguments):
+        """The answer: an object with 'return' or 'error'."""
+        check(self.monitor or self.started(), f"{self.name}: QEMU has ended: {self.said()}")
+        self.monitor.write(json.dumps({"execute": execute,
+                                       "arguments": {k.replace("_", "-"): v for k, v in arguments.items()}}) + "\n")
+        self.monitor.flush()
+        while True:
+            answer = self._message()
+            if "event" not in answer:
+                return answer
+            self.events.append(answer)
+
+    def must(self, execute, **arguments):
+        answer = self.qmp(execute, **arguments)
+        check("return" in answer, f"{execute}: {answer.get('error', {}).get('desc')}")
+        return answer["return"]
+
+    def event(self, name):
+        """Wait for an event, forget those before it."""
+        while True:
+            while self.events:
+                event = self.events.pop(0)
+                if event["event"] == name:
+                    return event.get("data", {})
+            self.events.append(self._message())
+
+    def end(self):
+        if self.alive():
+            self.process.kill()
+        return self.process.wait()
+
+
+class Guest(Machine):
+    """A guest that boots from its disk, by default with a kernel given to QEMU, and takes commands.
+    The kernel is also on a second disk."""
+
+    def __init__(self, name, *args, append="", kernel=True,
+                 disks="-device virtio-blk-pci,drive=root -device virtio-blk-pci,drive=kernel", **more):
+        if kernel:
+            args += ("-kernel " + KERNEL, ["-append", APPEND + "root=/dev/vda " + append])
+        self.text, self.seen = "", 0
+        super().__init__(
+            name, f"-m {MEMORY}M -smp 2 -chardev socket,id=serial,path=serial,server=on,wait=on,logfile=/out/{name}.log",
+            # The firmware waits, so that there is time to look at memory.
+            "-serial chardev:serial -boot menu=on,splash-time=3000 -gdb unix:gdb,server=on,wait=off",
+            "-drive file=/repo/build/guest.ext4,id=root,if=none,format=raw,snapshot=on",
+            f"-drive file={KERNEL},id=kernel,if=none,format=raw,readonly=on,file.locking=off",
+            "-netdev user,id=user -device virtio-net-pci,netdev=user,romfile= -device virtio-rng-pci",
+            disks, *args, **more)
+        self.console = self.connect("serial")
+        check(self.console and self.started(), f"{name}: QEMU has ended: {self.said()}")
+
+    def wait(self, pattern, seconds):
+        """Wait for a pattern on the console, after what was waited for before."""
+        end = time.monotonic() + seconds
+        while True:
+            match = re.compile(pattern, re.MULTILINE).search(self.text, self.seen)
+            if match:
+                self.seen = match.end()
+                return match
+            left = end - time.monotonic()
+            tail = "\n".join(self.text.splitlines()[-12:])
+            if left <= 0:
+                raise Failure(f"{self.name}: no '{pattern.strip()}' within {seconds} s:\n{tail}\n{self.where()}")
+            if select.select([self.console], [], [], left)[0]:
+                data = self.console.recv(65536)
+                check(data, f"{self.name}: QEMU has ended before '{pattern}': {self.said()}\n{tail}")
+                self.text += data.decode(errors="replace").replace("\r", "")
+
+    def where(self):
+        """Where its CPUs are, twice, to tell a guest that hangs from a slow one."""
+        text = self.said() + "\n" + self.must("query-status")["status"]
+        for _ in range(2):
+            registers = self.must("human-monitor-command", command_line="info registers -a")
+            text += "; " + " ".join(re.findall(r"[ER]IP=[0-9a-f]+|HLT=[01]", registers))
+            time.sleep(1)
+        return text
+
+    def booted(self, seconds=150):
+        self.wait("^console-ready", seconds)
+
+    def send(self, command):
+        self.console.sendall(command.encode() + b"\n")
+
+    def shell(self, command, seconds=60):
+        """Run a command in the guest; what it printed, if it succeeded."""
+        # The marks are put together in the guest, lest its echo is taken for them.
+        self.send(f"echo =a''bout=; {command}; echo =e''nd=$?")
+        self.wait("^=about=\n", seconds)
+        start = self.seen
+        status = self.wait("^=end=([0-9]+)", seconds)
+        output = self.text[start:status.start()].strip()
+        check(status[1] == "0", f"{self.name}: status {status[1]} of '{command}': {output}")
+        return output
+
+    def fill(self, mib=16):
+        """Fill memory with a marker that is new each time."""
+        marker = self.shell(f"m=$(cat /proc/sys/kernel/random/uuid); yes life-$m | head -c {mib << 20} >/run/marker; "
+                            "echo $m")
+        check(re.fullmatch("[0-9a-f-]{36}", marker), f"no marker: {marker}")
+        return f"life-{marker}\n".encode()
+
+    def save(self, start=1 << 20, size=(MEMORY - 1) << 20):
+        """pmemsave: what it wrote, and its answer."""
+        path = f"{self.dir}/memory"
+        answer = self.qmp("pmemsave", val=start, size=size, filename=path)
+        data = b""
+        if os.path.exists(path):
+            with open(path, "rb") as f:
+                data = f.read()
+            os.unlink(path)
+        return data, answer
+
+    def gdb(self, packet):
+        """The answer of the gdb stub, which stops the guest meanwhile."""
+        s = self.connect("gdb")
+        s.settimeout(30)
+        with s:
+            for packet in (packet if isinstance(packet, list) else [packet]):
+                s.sendall(b"$%s#%02x" % (packet.encode(), sum(packet.encode()) % 256))
+                data = b""
+                while not (match := re.search(rb"\$([^#]*)#..", data)):
+                    part = s.recv(4096)
+                    check(part, "the gdb stub has closed the connection")
+                    data += part
+                s.sendall(b"+")
+        self.qmp("cont")
+        return match[1].decode()
