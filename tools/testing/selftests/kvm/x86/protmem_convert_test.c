@@ -54,10 +54,7 @@ static void check_refused(struct protmem_vm *p, u64 gpa)
  * Both directions, contents seen from both sides.  Everything is touched by
  * both sides before each step, so that there are mappings to get wrong.
  *
- * Mutants killed: the VMM's entry is not zapped (the read after unshare
- * succeeds); the user fault is not refused; the second stage is not zapped
- * before the copy (the guest goes on with the old page, so its writes are lost
- * at the next step); no copy.
+ * Mutants killed: the user fault is not refused; no copy.
  */
 TEST_F(convert, contents_from_both_sides)
 {
@@ -114,7 +111,11 @@ TEST_F(convert, neighbours)
 	ASSERT_EQ(0, protmem_call(p, 0, guest_check, GPA, size, SEED));
 }
 
-/* What the VMM didn't touch before, and nobody else either. */
+/*
+ * What the VMM didn't touch before, and nobody else either.
+ *
+ * Mutant killed: the guest's fault looks for a page and not at the state.
+ */
 TEST_F(convert, untouched)
 {
 	struct protmem_vm *p = &self->p;
@@ -123,6 +124,9 @@ TEST_F(convert, untouched)
 	ASSERT_EQ(0, protmem_make_private(p, GPA, size));
 	check_refused(p, GPA);
 	ASSERT_EQ(0, protmem_call(p, 0, guest_check_zero, GPA, size));
+	/* What the guest got are private pages, by the figures, too. */
+	EXPECT_EQ(size, vm_get_stat(p->vm, protmem_private_bytes));
+	EXPECT_EQ(0, vm_get_stat(p->vm, protmem_shared_bytes));
 	ASSERT_EQ(0, protmem_make_shared(p, GPA, size));
 	ASSERT_EQ(size, protmem_first_nonzero(p->mem, size));
 	ASSERT_EQ(0, protmem_make_shared(p, GPA + size, size));
@@ -436,12 +440,11 @@ TEST(signals)
  * The VMM pins a shared page in a pipe, the guest unshares it and puts a secret
  * there.  Whoever reads the pipe gets the page as it was.
  *
- * Mutant killed: remapping the page instead of exchanging it, or a second stage
- * that still maps the old one.
+ * Mutant killed: remapping the page instead of exchanging it.
  */
-TEST_F(convert, pinned_by_vmsplice)
+static void pin_by_vmsplice(struct __test_metadata *_metadata,
+			    struct protmem_vm *p)
 {
-	struct protmem_vm *p = &self->p;
 	const int n = 8;
 	struct iovec iov = { .iov_base = p->mem, .iov_len = n * PAGE_SIZE };
 	u8 *buf = malloc(n * PAGE_SIZE);
@@ -468,6 +471,27 @@ TEST_F(convert, pinned_by_vmsplice)
 							  n * PAGE_SIZE, ~SEED));
 	}
 	free(buf);
+}
+
+TEST_F(convert, pinned_by_vmsplice)
+{
+	pin_by_vmsplice(_metadata, &self->p);
+}
+
+/*
+ * Once more with a slot whose userspace_addr leads elsewhere, so that zapping
+ * the VMM's mapping does not zap the second stage as well.
+ *
+ * Mutant killed: the second stage is not zapped, and still maps the old page.
+ */
+TEST(second_stage_is_zapped)
+{
+	struct protmem_opts opts = { .caps = PROTMEM_CAPS, .decoy = true };
+	struct protmem_vm p;
+
+	protmem_vm_create(&p, &opts);
+	pin_by_vmsplice(_metadata, &p);
+	protmem_vm_free(&p);
 }
 
 /* The same with a write through the pin: what a splice moves is the old page. */
@@ -620,6 +644,56 @@ TEST(no_write_is_lost)
 	EXPECT_EQ(0, p.cmd[1]->ret);
 	TH_LOG("%lu conversions, %lu writes", 2 * i, p.cmd[1]->count);
 	protmem_vm_free(&p);
+}
+
+/*
+ * The VMM writes a counter all the time.  What it has written before the page
+ * turned private is there, after that its writes fail: none is lost.
+ *
+ * Mutant killed: the VMM's entry is not zapped before the copy.
+ */
+struct writer {
+	struct protmem_vm *p;
+	u64 done, stop;
+};
+
+static void *writer_thread(void *arg)
+{
+	struct writer *w = arg;
+	u64 i = 1;
+
+	while (!READ_ONCE(w->stop)) {
+		if (!protmem_try_write(w->p->mem, i))
+			WRITE_ONCE(w->done, i++);
+	}
+	return NULL;
+}
+
+TEST_F(convert, no_write_of_the_vmm_is_lost)
+{
+	u64 iterations = protmem_test_iterations(500), i, done = 0;
+	/* The more are copied at once, the longer is the time for a write. */
+	const u64 size = 16 * PAGE_SIZE;
+	struct protmem_vm *p = &self->p;
+	struct writer w = { p };
+	pthread_t thread;
+
+	if (protmem_nr_cpus() < 2)
+		SKIP(return, "needs 2 CPUs");
+
+	protmem_fill(p, GPA, size, SEED);
+	pthread_create(&thread, NULL, writer_thread, &w);
+	for (i = 0; i < iterations; i++) {
+		while (READ_ONCE(w.done) == done)
+			sched_yield();
+		ASSERT_EQ(0, protmem_make_private(p, GPA, size));
+		done = READ_ONCE(w.done);
+		ASSERT_LE(done, protmem_call(p, 0, guest_read64, GPA));
+		ASSERT_EQ(0, protmem_make_shared(p, GPA, size));
+	}
+	WRITE_ONCE(w.stop, 1);
+	pthread_join(thread, NULL);
+	TH_LOG("%lu conversions, %lu writes", 2 * i, w.done);
 }
 
 /*
