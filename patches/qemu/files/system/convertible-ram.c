@@ -15,6 +15,7 @@
 #include "qemu/log.h"
 #include "qemu/madvise.h"
 #include "qemu/main-loop.h"
+#include "qapi/error.h"
 #include "exec/memory.h"
 #include "exec/ramblock.h"
 #include "system/convertible-ram.h"
@@ -36,7 +37,7 @@ typedef struct ConvertibleRange {
     bool scratch;
 } ConvertibleRange;
 
-/* A machine has at most one memory backend per NUMA node. */
+/* Enough for one memory backend per NUMA node. */
 static ConvertibleRange ranges[MAX_NODES];
 static unsigned int num_ranges;
 
@@ -76,12 +77,12 @@ static void convertible_ram_stop(EventNotifier *n)
         return;
     }
     error_report("thread %d used memory of '%s' at offset 0x%zx for a device "
-                 "while the guest made it private; stopping the machine until "
-                 "it is reset", stop_tid, stop_range->name, stop_offset);
+                 "while the guest made it private; stopping the machine, which "
+                 "must be reset", stop_tid, stop_range->name, stop_offset);
     vm_stop(RUN_STATE_INTERNAL_ERROR);
 }
 
-void convertible_ram_add(RAMBlock *rb)
+bool convertible_ram_add(RAMBlock *rb, Error **errp)
 {
     static bool initialized;
     ConvertibleRange *r;
@@ -92,10 +93,11 @@ void convertible_ram_add(RAMBlock *rb)
     if (!initialized) {
         sigset_t set;
 
-        if (event_notifier_init(&stop_notifier, false) < 0) {
-            error_report("could not create an event notifier: %s",
-                         strerror(errno));
-            exit(1);
+        int ret = event_notifier_init(&stop_notifier, false);
+
+        if (ret < 0) {
+            error_setg_errno(errp, -ret, "could not create an event notifier");
+            return false;
         }
         event_notifier_set_handler(&stop_notifier, convertible_ram_stop);
 
@@ -112,7 +114,12 @@ void convertible_ram_add(RAMBlock *rb)
     for (i = 0; i < num_ranges && ranges[i].size; i++) {
         ;
     }
-    assert(i < ARRAY_SIZE(ranges));
+    if (i == ARRAY_SIZE(ranges)) {
+        error_setg(errp, "too many memory backends whose memory the guest can "
+                   "make private, at most %zu are supported",
+                   ARRAY_SIZE(ranges));
+        return false;
+    }
     r = &ranges[i];
     r->host = rb->host;
     r->fd = rb->fd;
@@ -122,6 +129,7 @@ void convertible_ram_add(RAMBlock *rb)
     if (i == num_ranges) {
         qatomic_store_release(&num_ranges, i + 1);
     }
+    return true;
 }
 
 void convertible_ram_remove(RAMBlock *rb)
@@ -280,5 +288,10 @@ void convertible_ram_reset(void)
         qemu_madvise(r->host, r->size, QEMU_MADV_DONTDUMP);
         qemu_madvise(r->host, r->size, QEMU_MADV_DONTFORK);
     }
+    if (num_ranges) {
+        /* An access that the main loop has not seen yet is history, too. */
+        event_notifier_test_and_clear(&stop_notifier);
+    }
+    stop_range = NULL;
     qatomic_set(&stop_pending, false);
 }

@@ -32,10 +32,13 @@
 /**
  * convertible_ram_add: start handling refused accesses to a RAM block
  * @rb: RAM block with %RAM_CONVERTIBLE, mapped from its file descriptor
+ * @errp: pointer to an error
  *
- * Called with the BQL held, before the guest runs.
+ * Called with the BQL held, before the guest can use the block.
+ *
+ * Returns: %false and sets @errp if there are too many such blocks.
  */
-void convertible_ram_add(RAMBlock *rb);
+bool convertible_ram_add(RAMBlock *rb, Error **errp);
 
 /**
  * convertible_ram_remove: the opposite of convertible_ram_add()
@@ -98,7 +101,7 @@ void convertible_ram_reset(void);
 
 #else /* !CONFIG_LINUX: no RAM block has RAM_CONVERTIBLE */
 
-static inline void convertible_ram_add(RAMBlock *rb)
+static inline bool convertible_ram_add(RAMBlock *rb, Error **errp)
 {
     g_assert_not_reached();
 }

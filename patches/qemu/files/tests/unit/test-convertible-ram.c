@@ -15,6 +15,7 @@
 #include "exec/memory.h"
 #include "exec/ramblock.h"
 #include "system/convertible-ram.h"
+#include "system/numa.h"
 #include "system/runstate.h"
 
 #define NUM_PAGES 16
@@ -156,6 +157,41 @@ static void test_unguarded(void)
     set_shared_pages(NUM_PAGES);
     convertible_ram_reset();
     g_assert_cmpint(ram[3 * page_size], ==, 0);
+
+    /* A reset in the same turn of the main loop: nothing to stop any more. */
+    set_shared_pages(2);
+    ram[3 * page_size] = 3;
+    set_shared_pages(NUM_PAGES);
+    convertible_ram_reset();
+    main_loop_wait(true);
+    g_assert_cmpint(num_stops, ==, 2);
+}
+
+static void test_too_many(void)
+{
+    /* Never accessed; the address of the block itself will do. */
+    static RAMBlock blocks[2 * MAX_NODES];
+    Error *err = NULL;
+    int i, num = 0;
+
+    while (num < ARRAY_SIZE(blocks)) {
+        blocks[num].flags = RAM_CONVERTIBLE;
+        blocks[num].host = (uint8_t *)&blocks[num];
+        blocks[num].max_length = 1;
+        if (!convertible_ram_add(&blocks[num], &err)) {
+            break;
+        }
+        num++;
+    }
+    error_free_or_abort(&err);
+    /* One of them is that of the other tests. */
+    g_assert_cmpint(num, ==, MAX_NODES - 1);
+
+    convertible_ram_remove(&blocks[5]);
+    g_assert_true(convertible_ram_add(&blocks[num], &error_abort));
+    for (i = 0; i <= num; i++) {
+        convertible_ram_remove(&blocks[i]);
+    }
 }
 
 int main(int argc, char **argv)
@@ -176,11 +212,12 @@ int main(int argc, char **argv)
     rb.host = mmap(NULL, rb.max_length, PROT_READ | PROT_WRITE, MAP_SHARED,
                    rb.fd, 0);
     g_assert(rb.host != MAP_FAILED);
-    convertible_ram_add(&rb);
+    convertible_ram_add(&rb, &error_abort);
 
     g_test_add_func("/convertible-ram/copy", test_copy);
     g_test_add_func("/convertible-ram/accessible", test_accessible);
     g_test_add_func("/convertible-ram/unguarded", test_unguarded);
+    g_test_add_func("/convertible-ram/too-many", test_too_many);
 
     return g_test_run();
 }

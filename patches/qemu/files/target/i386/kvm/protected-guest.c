@@ -95,7 +95,9 @@ static int kvm_protected_guest_kvm_init(ConfidentialGuestSupport *cgs,
     X86MachineState *x86ms;
     int ret;
 
-    if (!object_dynamic_cast(OBJECT(ms), TYPE_PC_MACHINE)) {
+    /* isapc is derived from it, too. */
+    if (!object_dynamic_cast(OBJECT(ms), TYPE_PC_MACHINE) ||
+        !PC_MACHINE_GET_CLASS(ms)->pci_enabled) {
         error_setg(errp, "kvm-protected-guest: machine type '%s' is not "
                    "supported, use q35 or pc", MACHINE_GET_CLASS(ms)->name);
         return -ENOTSUP;
