@@ -357,8 +357,6 @@ static bool range_has_presence(unsigned long pfn, unsigned int nr, bool present)
 /* Take a whole block off the direct map.  Not under pool->lock: it is slow. */
 static int zap_block(struct unmapped_block *b)
 {
-	unsigned long addr = (unsigned long)page_address(block_page(b, 0));
-	unsigned long size = PAGE_SIZE << b->order;
 	int ret;
 
 	ret = unmapped_set_valid(b->pfn, block_pages(b), false);
@@ -366,8 +364,13 @@ static int zap_block(struct unmapped_block *b)
 	 * Flush even after failure: a part may have been done.  Entries for
 	 * pages that are mapped again later would be right, but not while the
 	 * block is stuck half way.
+	 *
+	 * And flush all: flush_tlb_kernel_range() may flush single pages, which
+	 * on x86 with PCIDs drops entries that other address spaces have cached
+	 * only if these are global.  Those of pages that have been off the
+	 * direct map before are not.
 	 */
-	flush_tlb_kernel_range(addr, addr + size);
+	flush_tlb_all();
 	/* Mappings by an earlier user of the pages that vunmap() was lazy about. */
 	vm_unmap_aliases();
 

@@ -720,7 +720,11 @@ static int protmem_make_shared(struct kvm_protmem_inode *pi, pgoff_t *pos,
 			end = now.index[i];
 			break;
 		}
-		/* The page cache has a reference of its own now. */
+		/*
+		 * The page cache has a reference of its own now.  This is the
+		 * only copy: what is clean may be dropped.
+		 */
+		folio_mark_dirty(folio);
 		folio_unlock(folio);
 		folio_put(folio);
 		b.folio[j] = NULL;
@@ -1113,7 +1117,7 @@ int kvm_protmem_create(struct inode *inode, struct kvm *kvm)
 	pi->inode = inode;
 	pi->kvm = kvm;
 	pi->pool = pool;
-	xa_init(&pi->pages);
+	xa_init_flags(&pi->pages, XA_FLAGS_ACCOUNT);
 	mt_init_flags(&pi->state, MT_FLAGS_LOCK_EXTERN);
 	mt_set_external_lock(&pi->state, &inode->i_mapping->invalidate_lock);
 	mt_init_flags(&pi->gfns, MT_FLAGS_LOCK_EXTERN);
@@ -1349,6 +1353,39 @@ void kvm_protmem_slot_stay(struct kvm *kvm, struct kvm_memory_slot *slot)
 	slot->gmem.leaving = false;
 }
 
+/*
+ * Drops what is in one bounded span of @pi, wherever there is something left,
+ * so that neither memory failure nor a fault of userspace's has to wait for all
+ * of it.  True once all is empty, and then shared.
+ */
+static bool protmem_reset_step(struct kvm_protmem_inode *pi)
+{
+	struct address_space *mapping = pi->inode->i_mapping;
+	unsigned long start = ULONG_MAX, index = 0;
+	pgoff_t end;
+
+	guard(rwsem_write)(&mapping->invalidate_lock);
+
+	if (xa_find(&pi->pages, &index, ULONG_MAX, XA_PRESENT))
+		start = index;
+	index = 0;
+	if (xa_find(&mapping->i_pages, &index, ULONG_MAX, XA_PRESENT))
+		start = min(start, index);
+	if (start == ULONG_MAX) {
+		__mt_destroy(&pi->state);
+		return true;
+	}
+
+	/* Nothing else is mapped in the second stage. */
+	end = min(start + PROTMEM_DROP_SPAN,
+		  i_size_read(pi->inode) >> PAGE_SHIFT);
+	kvm_gmem_invalidate_start(pi->inode, start, end);
+	protmem_drop_shared(pi, start, end);
+	protmem_drop_private(pi, start, end);
+	kvm_gmem_invalidate_end(pi->inode, start, end);
+	return false;
+}
+
 /**
  * kvm_protmem_reset - wipe all protected memory and open the latch
  * @kvm: the VM.
@@ -1358,13 +1395,14 @@ void kvm_protmem_slot_stay(struct kvm *kvm, struct kvm_memory_slot *slot)
  * half done.
  *
  * Return: 0; -EINVAL if the VM has no protected memory; -EBUSY if a vCPU runs
- * or is being created.
+ * or is being created; -EINTR, and the VM is dead, if the caller was killed.
  */
 int kvm_protmem_reset(struct kvm *kvm)
 {
 	struct kvm_protmem_inode *pi;
 	struct kvm_vcpu *vcpu;
 	unsigned long i;
+	int r = 0;
 
 	if (!kvm_has_protected_memory(kvm))
 		return -EINVAL;
@@ -1378,21 +1416,27 @@ int kvm_protmem_reset(struct kvm *kvm)
 
 	mutex_lock(&kvm->slots_lock);
 	list_for_each_entry(pi, &kvm->protmem.inodes, entry) {
-		struct address_space *mapping = pi->inode->i_mapping;
-		pgoff_t end = i_size_read(pi->inode) >> PAGE_SHIFT;
-
 		if (!pi->protected)
 			continue;
 
-		filemap_invalidate_lock(mapping);
-		kvm_gmem_invalidate_start(pi->inode, 0, end);
-		protmem_drop_shared(pi, 0, end);
-		protmem_drop_private(pi, 0, end);
-		__mt_destroy(&pi->state);
-		kvm_gmem_invalidate_end(pi->inode, 0, end);
-		filemap_invalidate_unlock(mapping);
+		while (!protmem_reset_step(pi)) {
+			if (fatal_signal_pending(current)) {
+				r = -EINTR;
+				break;
+			}
+			cond_resched();
+		}
+		if (r)
+			break;
 	}
 	mutex_unlock(&kvm->slots_lock);
+
+	if (r) {
+		/* Half of the memory is gone: the guest must not run on. */
+		kvm_vm_dead(kvm);
+		kvm_unlock_all_vcpus(kvm);
+		return r;
+	}
 
 	kvm_for_each_vcpu(i, vcpu, kvm)
 		kvm_arch_protmem_reset_vcpu(vcpu);

@@ -69,18 +69,11 @@ static int protmem_access_shared(struct page *page,
 
 	switch (a->op) {
 	case PROTMEM_READ:
-		/* Guest page table entries are read in one piece. */
-		if (a->len == 8 && IS_ALIGNED(a->offset, 8)) {
-			*(u64 *)a->data = READ_ONCE(*(u64 *)addr);
-			return 0;
-		}
-		if (a->len == 4 && IS_ALIGNED(a->offset, 4)) {
-			*(u32 *)a->data = READ_ONCE(*(u32 *)addr);
-			return 0;
-		}
-		if (copy_mc_to_kernel(a->data, addr, a->len))
-			return -EHWPOISON;
-		return 0;
+		/*
+		 * By the window, too: it reads guest page table entries in one
+		 * piece, and survives a memory error.
+		 */
+		return unmapped_page_read(page, a->offset, a->data, a->len);
 	case PROTMEM_WRITE:
 		memcpy(addr, a->from, a->len);
 		return 0;
@@ -139,6 +132,9 @@ static int protmem_access(struct kvm_vcpu *vcpu, struct kvm_memory_slot *slot,
 		return PTR_ERR(folio);
 
 	r = protmem_access_shared(folio_file_page(folio, index), a);
+	/* The only copy there is: what is clean may be dropped. */
+	if (a->op != PROTMEM_READ)
+		folio_mark_dirty(folio);
 	folio_unlock(folio);
 	folio_put(folio);
 

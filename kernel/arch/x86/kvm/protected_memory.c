@@ -233,7 +233,10 @@ int kvm_protmem_emulate_hypercall(struct kvm_vcpu *vcpu)
 		}
 		if (kvm_request_pending(vcpu))
 			return 1;
+		/* A long range must not keep memslot updates waiting. */
+		kvm_vcpu_srcu_read_unlock(vcpu);
 		cond_resched();
+		kvm_vcpu_srcu_read_lock(vcpu);
 	}
 
 out:
