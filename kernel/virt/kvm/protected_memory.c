@@ -1377,8 +1377,8 @@ static bool protmem_reset_step(struct kvm_protmem_inode *pi)
 	}
 
 	/* Nothing else is mapped in the second stage. */
-	end = min(start + PROTMEM_DROP_SPAN,
-		  i_size_read(pi->inode) >> PAGE_SHIFT);
+	end = min_t(pgoff_t, start + PROTMEM_DROP_SPAN,
+		    i_size_read(pi->inode) >> PAGE_SHIFT);
 	kvm_gmem_invalidate_start(pi->inode, start, end);
 	protmem_drop_shared(pi, start, end);
 	protmem_drop_private(pi, start, end);
