@@ -11,6 +11,8 @@ say()  { printf '%s\n' "$*"; }
 step() { printf '\n=== %s\n' "$*"; }
 die()  { printf 'error: %s\n' "$*" >&2; exit 1; }
 
+[[ $TOP != *[[:space:]:]* ]] || die "the path $TOP has a blank or a colon, which Linux cannot be built in: move it."
+
 # need PROGRAM...: stop if one is not installed.
 need() {
 	local p
@@ -52,11 +54,11 @@ logged() {
 	fi
 }
 
-# only_one NAME: two runs must not build in the same place.
+# only_one NAME [WHAT]: two runs must not build in the same place.
 only_one() {
 	mkdir -p "$BUILD" || die "cannot write to $TOP: mend the permissions."
 	exec {lock_fd}>"$BUILD/.lock-$1"
-	flock -n "$lock_fd" || die "another run is working on $1: wait for it to end."
+	flock -n "$lock_fd" || die "another ${2:-run is working on $1}: wait for it to end."
 }
 
 # The Debian mirrors this machine already uses, best guess first.
