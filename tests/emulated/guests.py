@@ -15,7 +15,8 @@ QEMU = "/repo/build/qemu/qemu-system-x86_64"
 KERNEL = "/repo/build/kernel/guest-bzImage"
 MEMORY = 256        # MiB of a guest
 # What a guest mounts and starts, and a root on its first disk.
-APPEND = ("console=ttyS0 loglevel=4 panic=-1 nokaslr rw init=/sbin/guest-init "
+# tsc=nowatchdog: as in scripts/boot-host.
+APPEND = ("console=ttyS0 tsc=nowatchdog loglevel=4 panic=-1 nokaslr rw init=/sbin/guest-init "
           "guest.run=stty,-echo;echo,console-ready;exec,sh,/dev/console ")
 
 
