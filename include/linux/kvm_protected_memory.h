@@ -29,6 +29,8 @@ struct vm_fault;
  *	Written once under kvm->lock and slots_lock, before the first vCPU and
  *	the first memslot.
  * @exit_flags: KVM_PROTMEM_EXIT_* bits, fixed together with @caps.
+ * @hides: a guest_memfd with GUEST_MEMFD_FLAG_NO_DIRECT_MAP has been created,
+ *	for which @caps may be 0.  Set under kvm->lock.
  * @latched: the guest has made a page private.  Set under the exclusive
  *	invalidate_lock of the inode that holds the page, cleared only by
  *	wipe-and-reset, with all vCPUs locked out.
@@ -38,6 +40,7 @@ struct vm_fault;
 struct kvm_protmem {
 	u64 caps;
 	u64 exit_flags;
+	bool hides;
 	bool latched;
 	struct list_head inodes;
 };
@@ -48,6 +51,8 @@ struct kvm_protmem {
 void kvm_protmem_init_vm(struct kvm *kvm);
 u64 kvm_protmem_supported_caps(struct kvm *kvm);
 u64 kvm_protmem_supported_attributes(struct kvm *kvm);
+bool kvm_protmem_supports_no_direct_map(struct kvm *kvm);
+u32 kvm_protmem_valid_slot_flags(struct kvm *kvm, u32 flags);
 int kvm_protmem_enable_cap(struct kvm *kvm, const struct kvm_enable_cap *cap);
 int kvm_protmem_reset(struct kvm *kvm);
 int kvm_protmem_slot_leave(struct kvm *kvm, struct kvm_memory_slot *slot);
@@ -68,6 +73,7 @@ int kvm_protmem_cmpxchg(struct kvm_vcpu *vcpu, struct kvm_memory_slot *slot,
 
 /* arch/.../kvm/protected_memory.c */
 u64 kvm_arch_protmem_supported_caps(struct kvm *kvm);
+bool kvm_arch_protmem_can_hide(struct kvm *kvm);
 int kvm_arch_protmem_enable(struct kvm *kvm);
 void kvm_arch_protmem_reset_vcpu(struct kvm_vcpu *vcpu);
 
@@ -83,6 +89,16 @@ static inline u64 kvm_protmem_supported_caps(struct kvm *kvm)
 }
 
 static inline u64 kvm_protmem_supported_attributes(struct kvm *kvm)
+{
+	return 0;
+}
+
+static inline bool kvm_protmem_supports_no_direct_map(struct kvm *kvm)
+{
+	return false;
+}
+
+static inline u32 kvm_protmem_valid_slot_flags(struct kvm *kvm, u32 flags)
 {
 	return 0;
 }

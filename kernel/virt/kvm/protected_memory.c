@@ -9,6 +9,10 @@
  * mapping and no pin.  A conversion copies from the one to the other; a page
  * without contents is empty in either state and converting it moves nothing.
  *
+ * Memory that is hidden from the kernel alone (KVM_PROTMEM_HIDE_ONLY) has no
+ * states: all of it are pages of the pool, and userspace maps them by special
+ * page table entries, which nothing but a fault makes and GUP refuses.
+ *
  * Lock order: kvm->lock, vcpu->mutex, kvm->slots_lock, kvm->srcu, then the
  * inode's invalidate_lock, then folio lock and i_mmap, then kvm->mmu_lock.
  * Faults from both sides take the invalidate_lock shared and look at the state
@@ -41,6 +45,10 @@
 
 /* kvm_protmem_inode.gfns holds gfn - index, biased to make it positive. */
 #define PROTMEM_GFN_BIAS	(1UL << (BITS_PER_LONG - 3))
+
+/* A guest_memfd without these is not what KVM and userspace both map. */
+#define PROTMEM_GMEM_FLAGS	(GUEST_MEMFD_FLAG_MMAP | \
+				 GUEST_MEMFD_FLAG_INIT_SHARED)
 
 /* As long a range of gfns as one page table maps in the second stage. */
 #define PROTMEM_BLOCK_PAGES	(PMD_SIZE >> PAGE_SHIFT)
@@ -104,6 +112,8 @@ static bool protmem_block_uniform(struct kvm_protmem_inode *pi, pgoff_t index,
 
 	if (index < off || !mas_walk(&mas) || mas.index > first || mas.last < last)
 		return false;
+	if (pi->hidden)
+		return true;
 
 	if (first < start && !protmem_all_private(pi, first, min(last, start - 1)))
 		return false;
@@ -175,6 +185,11 @@ static void protmem_drop_private(struct kvm_protmem_inode *pi, pgoff_t start,
 
 	if (start >= end)
 		return;
+
+	/* These entries hold no reference. */
+	if (pi->hidden)
+		unmap_mapping_pages(pi->inode->i_mapping, start, end - start,
+				    false);
 
 	xa_for_each_range(&pi->pages, index, page, start, end - 1) {
 		xa_erase(&pi->pages, index);
@@ -369,6 +384,32 @@ int kvm_protmem_get_pfn(struct file *file, struct kvm_memory_slot *slot,
 	return 0;
 }
 
+/*
+ * Where hidden memory may be mapped, now or once a slot says that it is hidden.
+ * VM_MIXEDMAP and not VM_PFNMAP: KVM and VFIO would take what is mapped there
+ * for device memory, and map it into the kernel or for a device.
+ */
+void kvm_protmem_mmap(struct inode *inode, struct vm_area_struct *vma)
+{
+	struct kvm_protmem_inode *pi = kvm_protmem(inode);
+
+	if (pi && pi->may_hide)
+		vm_flags_set(vma, VM_MIXEDMAP);
+}
+
+/* The caller holds the invalidate_lock until the entry has been made. */
+static vm_fault_t protmem_fault_hidden(struct kvm_protmem_inode *pi,
+				       struct vm_fault *vmf)
+{
+	struct page *page = kvm_protmem_private_page(pi, vmf->pgoff);
+
+	if (IS_ERR(page))
+		return PTR_ERR(page) == -EHWPOISON ?
+		       VM_FAULT_HWPOISON : vmf_error(PTR_ERR(page));
+
+	return vmf_insert_mixed(vmf->vma, vmf->address, page_to_pfn(page));
+}
+
 /**
  * kvm_protmem_fault_user_mapping - resolve a fault in userspace's mapping
  * @vmf: the fault, below the end of the file.
@@ -384,6 +425,9 @@ vm_fault_t kvm_protmem_fault_user_mapping(struct vm_fault *vmf)
 	struct folio *folio;
 
 	guard(rwsem_read)(&inode->i_mapping->invalidate_lock);
+
+	if (pi->hidden)
+		return protmem_fault_hidden(pi, vmf);
 
 	if (kvm_protmem_is_private(pi, vmf->pgoff)) {
 		if (pi->kvm)
@@ -1073,36 +1117,55 @@ static void protmem_memory_failure(void *priv, pgoff_t index, struct page *page)
 
 	/*
 	 * The page stays where it is, so that the guest, which alone may say
-	 * what becomes of it, gets -EHWPOISON at the next access.
+	 * what becomes of it, gets -EHWPOISON at the next access.  The lock is
+	 * exclusive, as a fault of userspace's that has found the page sound
+	 * may be about to map it.
 	 */
-	filemap_invalidate_lock_shared(mapping);
+	filemap_invalidate_lock(mapping);
 	if (xa_load(&pi->pages, index) == page) {
 		kvm_gmem_invalidate_start(pi->inode, index, index + 1);
+		if (pi->hidden)
+			unmap_mapping_pages(mapping, index, 1, false);
 		kvm_gmem_invalidate_end(pi->inode, index, index + 1);
 	}
-	filemap_invalidate_unlock_shared(mapping);
+	filemap_invalidate_unlock(mapping);
 }
 
 static const struct unmapped_pool_ops protmem_pool_ops = {
 	.memory_failure	= protmem_memory_failure,
 };
 
+static void protmem_set_hidden(struct kvm_protmem_inode *pi, struct inode *inode)
+{
+	pi->hidden = true;
+	/* Special entries can't be pinned anyway, but this gives the right errno. */
+	mapping_set_no_pin(inode->i_mapping);
+}
+
 /**
  * kvm_protmem_create - prepare a new guest_memfd inode for protected slots
  * @inode: the inode, which nobody else knows yet.
  * @kvm: the VM that creates it.
  *
- * Return: 0, also if there is nothing to prepare, or -ENOMEM.
+ * Return: 0, also if there is nothing to prepare; -ENOMEM; or -EINVAL if @kvm
+ * can't have hidden memory.  Takes kvm->lock.
  */
 int kvm_protmem_create(struct inode *inode, struct kvm *kvm)
 {
+	u64 flags = GMEM_I(inode)->flags;
 	struct kvm_protmem_inode *pi;
 	struct unmapped_pool *pool;
 
-	if (!kvm_has_protected_memory(kvm) ||
-	    !(GMEM_I(inode)->flags & GUEST_MEMFD_FLAG_MMAP) ||
-	    !(GMEM_I(inode)->flags & GUEST_MEMFD_FLAG_INIT_SHARED))
+	if (flags & GUEST_MEMFD_FLAG_NO_DIRECT_MAP) {
+		guard(mutex)(&kvm->lock);
+		if (!kvm_arch_protmem_can_hide(kvm))
+			return -EINVAL;
+		/* For what can't be added to such a VM later. */
+		kvm->protmem.hides = true;
+	} else if (!kvm_has_protected_memory(kvm) ||
+		   (flags & PROTMEM_GMEM_FLAGS) != PROTMEM_GMEM_FLAGS) {
 		return 0;
+	}
 
 	pi = kzalloc_obj(*pi, GFP_KERNEL_ACCOUNT);
 	if (!pi)
@@ -1117,6 +1180,10 @@ int kvm_protmem_create(struct inode *inode, struct kvm *kvm)
 	pi->inode = inode;
 	pi->kvm = kvm;
 	pi->pool = pool;
+	if (flags & GUEST_MEMFD_FLAG_NO_DIRECT_MAP)
+		protmem_set_hidden(pi, inode);
+	pi->may_hide = pi->hidden ||
+		       (kvm->protmem.caps & KVM_PROTMEM_HIDE_ONLY);
 	xa_init_flags(&pi->pages, XA_FLAGS_ACCOUNT);
 	mt_init_flags(&pi->state, MT_FLAGS_LOCK_EXTERN);
 	mt_set_external_lock(&pi->state, &inode->i_mapping->invalidate_lock);
@@ -1208,6 +1275,33 @@ void kvm_protmem_evict(struct inode *inode)
 	kfree(pi);
 }
 
+#define PROTMEM_SLOT_FLAGS	(KVM_MEM_UNMAP_DIRECT | KVM_MEM_UNMAP_USER)
+
+/*
+ * What memslot flags of the two @kvm can have, given that userspace asks for
+ * @flags, guest_memfd among them.
+ */
+u32 kvm_protmem_valid_slot_flags(struct kvm *kvm, u32 flags)
+{
+	switch (flags & PROTMEM_SLOT_FLAGS) {
+	case PROTMEM_SLOT_FLAGS:
+		return kvm_has_private_pages(kvm) ? PROTMEM_SLOT_FLAGS : 0;
+	case KVM_MEM_UNMAP_DIRECT:
+		return kvm->protmem.caps & KVM_PROTMEM_HIDE_ONLY ?
+		       KVM_MEM_UNMAP_DIRECT : 0;
+	}
+
+	return 0;
+}
+
+/* Does @slot ask for what @pi is not yet, and can no longer become? */
+static bool protmem_hides_too_late(struct kvm_protmem_inode *pi,
+				   struct kvm_memory_slot *slot)
+{
+	return (slot->flags & PROTMEM_SLOT_FLAGS) == KVM_MEM_UNMAP_DIRECT &&
+	       !pi->hidden && pi->inode->i_mapping->nrpages;
+}
+
 /**
  * kvm_protmem_check_bind - can @slot be bound to @inode?
  * @inode: the guest_memfd inode.
@@ -1223,16 +1317,28 @@ int kvm_protmem_check_bind(struct inode *inode, struct kvm_memory_slot *slot)
 	unsigned long index = slot->gmem.pgoff;
 	unsigned long last = index + slot->npages - 1;
 	struct ma_state mas;
+	u32 flags = slot->flags & PROTMEM_SLOT_FLAGS;
+	u64 gmem_flags = GMEM_I(inode)->flags;
 	void *entry;
 
 	if (!pi)
-		return kvm_slot_is_protected(slot) ? -EINVAL : 0;
+		return flags ? -EINVAL : 0;
+
+	/* Or KVM would take the memory from userspace_addr, wherever that is. */
+	if ((flags || (gmem_flags & GUEST_MEMFD_FLAG_NO_DIRECT_MAP)) &&
+	    (gmem_flags & PROTMEM_GMEM_FLAGS) != PROTMEM_GMEM_FLAGS)
+		return -EINVAL;
 
 	guard(rwsem_read)(&inode->i_mapping->invalidate_lock);
 
-	if (pi->bound && pi->protected != kvm_slot_is_protected(slot))
+	if (pi->bound && pi->slot_flags != flags)
 		return -EINVAL;
-	if (!kvm_slot_is_protected(slot))
+	if ((gmem_flags & GUEST_MEMFD_FLAG_NO_DIRECT_MAP) &&
+	    kvm_slot_is_protected(slot))
+		return -EINVAL;
+	if (protmem_hides_too_late(pi, slot))
+		return -EINVAL;
+	if (!flags)
 		return 0;
 
 	mas_init(&mas, &pi->gfns, index);
@@ -1249,7 +1355,8 @@ int kvm_protmem_check_bind(struct inode *inode, struct kvm_memory_slot *slot)
 
 /*
  * Fixes what kvm_protmem_check_bind() has checked under the same slots_lock.
- * The caller holds the invalidate_lock.  -ENOMEM leaves everything as it was.
+ * The caller holds the invalidate_lock.  An error leaves everything as it was:
+ * -ENOMEM, or -EINVAL if there are contents by now.
  */
 int kvm_protmem_bind(struct inode *inode, struct kvm_memory_slot *slot)
 {
@@ -1264,7 +1371,10 @@ int kvm_protmem_bind(struct inode *inode, struct kvm_memory_slot *slot)
 
 	lockdep_assert_held_write(&inode->i_mapping->invalidate_lock);
 
-	if (kvm_slot_is_protected(slot)) {
+	if (protmem_hides_too_late(pi, slot))
+		return -EINVAL;
+
+	if (slot->flags & PROTMEM_SLOT_FLAGS) {
 		MA_STATE(mas, &pi->gfns, first, last);
 
 		/* Equal and overlapping or adjacent ranges become one. */
@@ -1282,10 +1392,15 @@ int kvm_protmem_bind(struct inode *inode, struct kvm_memory_slot *slot)
 		r = mas_store_gfp(&mas, delta, GFP_KERNEL_ACCOUNT);
 		if (r)
 			return r;
-		/* Pairs with kvm_protmem_ioctl(). */
-		smp_store_release(&pi->protected, true);
 	}
 
+	if (kvm_slot_is_protected(slot))
+		/* Pairs with kvm_protmem_ioctl(). */
+		smp_store_release(&pi->protected, true);
+	else if (slot->flags & KVM_MEM_UNMAP_DIRECT)
+		protmem_set_hidden(pi, inode);
+
+	pi->slot_flags = slot->flags & PROTMEM_SLOT_FLAGS;
 	pi->bound = true;
 	return 0;
 }
@@ -1394,7 +1509,7 @@ static bool protmem_reset_step(struct kvm_protmem_inode *pi)
  * gone before the latch opens, and so are the operations that a vCPU has left
  * half done.
  *
- * Return: 0; -EINVAL if the VM has no protected memory; -EBUSY if a vCPU runs
+ * Return: 0; -EINVAL if the VM can't have private pages; -EBUSY if a vCPU runs
  * or is being created; -EINTR, and the VM is dead, if the caller was killed.
  */
 int kvm_protmem_reset(struct kvm *kvm)
@@ -1404,7 +1519,7 @@ int kvm_protmem_reset(struct kvm *kvm)
 	unsigned long i;
 	int r = 0;
 
-	if (!kvm_has_protected_memory(kvm))
+	if (!kvm_has_private_pages(kvm))
 		return -EINVAL;
 
 	guard(mutex)(&kvm->lock);
@@ -1475,10 +1590,18 @@ u64 kvm_protmem_supported_caps(struct kvm *kvm)
 /* KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES */
 u64 kvm_protmem_supported_attributes(struct kvm *kvm)
 {
-	if (kvm ? kvm_has_protected_memory(kvm) : !!kvm_protmem_supported_caps(NULL))
+	if (kvm ? kvm_has_private_pages(kvm) : !!kvm_protmem_supported_caps(NULL))
 		return KVM_MEMORY_ATTRIBUTE_PRIVATE;
 
 	return 0;
+}
+
+/* GUEST_MEMFD_FLAG_NO_DIRECT_MAP, which needs no KVM_ENABLE_CAP. */
+bool kvm_protmem_supports_no_direct_map(struct kvm *kvm)
+{
+	const char *why;
+
+	return unmapped_pool_supported(&why) && kvm_arch_protmem_can_hide(kvm);
 }
 
 int kvm_protmem_enable_cap(struct kvm *kvm, const struct kvm_enable_cap *cap)
@@ -1490,8 +1613,11 @@ int kvm_protmem_enable_cap(struct kvm *kvm, const struct kvm_enable_cap *cap)
 		return -EINVAL;
 	if (!caps || (caps & ~kvm_protmem_supported_caps(kvm)))
 		return -EINVAL;
-	/* Hiding from the kernel alone is for KVM_PROTMEM_HIDE_ONLY. */
-	if (!(caps & KVM_PROTMEM_DIRECT_MAP) || !(caps & KVM_PROTMEM_USER))
+	if (!(caps & KVM_PROTMEM_DIRECT_MAP) ||
+	    !(caps & (KVM_PROTMEM_USER | KVM_PROTMEM_HIDE_ONLY)))
+		return -EINVAL;
+	/* Only private pages can be converted. */
+	if ((caps & KVM_PROTMEM_GUEST_CONVERT) && !(caps & KVM_PROTMEM_USER))
 		return -EINVAL;
 	if (exits & ~KVM_PROTMEM_EXIT_CONVERT)
 		return -EINVAL;

@@ -22,11 +22,17 @@ struct unmapped_pool;
  * @pool: where the private pages come from.
  * @state: ranges of indices that are private; what is not in it is shared.
  * @pages: the private pages by index.  A private index that is not in it is
- *	empty.  The page cache holds the shared folios and nothing else.
+ *	empty.  The page cache holds the shared folios and nothing else.  With
+ *	@hidden all pages are in here, whatever @state says.
  * @gfns: ranges of indices that have ever been bound, with the distance of
  *	their gfns (kvm_protmem_gfn()).  Ranges are added and never removed.
- * @bound: a slot has been bound, @protected is fixed.
- * @protected: its slots have KVM_MEM_UNMAP_DIRECT and KVM_MEM_UNMAP_USER.
+ * @bound: a slot has been bound, @slot_flags are fixed.
+ * @slot_flags: which of KVM_MEM_UNMAP_DIRECT and KVM_MEM_UNMAP_USER its slots
+ *	have.
+ * @protected: both; pages have a state.
+ * @hidden: KVM_MEM_UNMAP_DIRECT alone, or GUEST_MEMFD_FLAG_NO_DIRECT_MAP: no
+ *	page has a kernel alias, but userspace maps them.
+ * @may_hide: may be, or become, @hidden; fixed when the inode is made.
  * @nr_private: how many pages @pages has.
  * @acct_lock: protects @acct_bytes.
  * @acct_bytes: what of @pool the statistics of @kvm contain.
@@ -43,8 +49,11 @@ struct kvm_protmem_inode {
 	struct maple_tree state;
 	struct xarray pages;
 	struct maple_tree gfns;
+	u32 slot_flags;
 	bool bound;
 	bool protected;
+	bool hidden;
+	bool may_hide;
 	atomic_long_t nr_private;
 	spinlock_t acct_lock;	/* protects acct_bytes */
 	u64 acct_bytes;
@@ -53,7 +62,10 @@ struct kvm_protmem_inode {
 
 #ifdef CONFIG_KVM_PROTECTED_MEMORY
 
-/* The state of @index; the caller holds the invalidate_lock. */
+/*
+ * Is @index backed by @pages, and not by the page cache?  The caller holds the
+ * invalidate_lock.
+ */
 static inline bool kvm_protmem_is_private(struct kvm_protmem_inode *pi,
 					  pgoff_t index)
 {
@@ -61,7 +73,7 @@ static inline bool kvm_protmem_is_private(struct kvm_protmem_inode *pi,
 
 	lockdep_assert_held(&pi->inode->i_mapping->invalidate_lock);
 
-	return mas_walk(&mas);
+	return pi->hidden || mas_walk(&mas);
 }
 
 int kvm_protmem_create(struct inode *inode, struct kvm *kvm);
@@ -72,6 +84,7 @@ int kvm_protmem_check_bind(struct inode *inode, struct kvm_memory_slot *slot);
 int kvm_protmem_bind(struct inode *inode, struct kvm_memory_slot *slot);
 int kvm_protmem_get_pfn(struct file *file, struct kvm_memory_slot *slot,
 			gfn_t gfn, kvm_pfn_t *pfn, struct page **page);
+void kvm_protmem_mmap(struct inode *inode, struct vm_area_struct *vma);
 vm_fault_t kvm_protmem_fault_user_mapping(struct vm_fault *vmf);
 long kvm_protmem_punch_hole(struct inode *inode, pgoff_t start, pgoff_t end);
 long kvm_protmem_allocate(struct inode *inode, pgoff_t start, pgoff_t end);
@@ -115,6 +128,11 @@ static inline int kvm_protmem_get_pfn(struct file *file,
 				      kvm_pfn_t *pfn, struct page **page)
 {
 	return -EIO;
+}
+
+static inline void kvm_protmem_mmap(struct inode *inode,
+				    struct vm_area_struct *vma)
+{
 }
 
 static inline vm_fault_t kvm_protmem_fault_user_mapping(struct vm_fault *vmf)

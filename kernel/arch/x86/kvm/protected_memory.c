@@ -12,6 +12,8 @@
 #include <linux/kvm_para.h>
 #include <linux/sched/signal.h>
 
+#include <asm/pvclock.h>
+
 #include "cpuid.h"
 #include "hyperv.h"
 #include "kvm_emulate.h"
@@ -35,12 +37,20 @@ u64 kvm_arch_protmem_supported_caps(struct kvm *kvm)
 	}
 
 	return KVM_PROTMEM_DIRECT_MAP | KVM_PROTMEM_USER |
-	       KVM_PROTMEM_GUEST_CONVERT;
+	       KVM_PROTMEM_GUEST_CONVERT | KVM_PROTMEM_HIDE_ONLY;
+}
+
+/* What firmware or hardware does to the pages of other VMs needs a mapping. */
+bool kvm_arch_protmem_can_hide(struct kvm *kvm)
+{
+	return !kvm || (kvm->arch.vm_type == KVM_X86_DEFAULT_VM &&
+			!kvm->arch.legacy_sev);
 }
 
 /*
  * What a VM with protected memory can't have, because the host would read or
- * write guest memory for it, or keep the state of a guest there.
+ * write guest memory for it by a mapping of its own, or keep the state of a
+ * guest there; and, if pages can be private, by userspace's mapping.
  */
 bool kvm_protmem_hides_cap(struct kvm *kvm, long cap)
 {
@@ -48,10 +58,13 @@ bool kvm_protmem_hides_cap(struct kvm *kvm, long cap)
 		return false;
 
 	switch (cap) {
-	case KVM_CAP_VAPIC:
 	case KVM_CAP_NESTED_STATE:
 	case KVM_CAP_X86_SMM:
 	case KVM_CAP_XEN_HVM:
+	case KVM_CAP_HYPERV_DIRECT_TLBFLUSH:
+	case KVM_CAP_HYPERV_ENLIGHTENED_VMCS:
+		return true;
+	case KVM_CAP_VAPIC:
 	case KVM_CAP_HYPERV:
 	case KVM_CAP_HYPERV_VAPIC:
 	case KVM_CAP_HYPERV_SPIN:
@@ -64,9 +77,7 @@ bool kvm_protmem_hides_cap(struct kvm *kvm, long cap)
 	case KVM_CAP_HYPERV_SEND_IPI:
 	case KVM_CAP_HYPERV_CPUID:
 	case KVM_CAP_HYPERV_ENFORCE_CPUID:
-	case KVM_CAP_HYPERV_DIRECT_TLBFLUSH:
-	case KVM_CAP_HYPERV_ENLIGHTENED_VMCS:
-		return true;
+		return kvm_has_private_pages(kvm);
 	}
 
 	return false;
@@ -85,7 +96,6 @@ bool kvm_protmem_refuses_ioctl(struct kvm *kvm, unsigned int ioctl)
 	case KVM_GET_NESTED_STATE:
 	case KVM_SET_NESTED_STATE:
 	case KVM_SMI:
-	case KVM_HYPERV_EVENTFD:
 	case KVM_XEN_HVM_CONFIG:
 	case KVM_XEN_HVM_GET_ATTR:
 	case KVM_XEN_HVM_SET_ATTR:
@@ -93,6 +103,8 @@ bool kvm_protmem_refuses_ioctl(struct kvm *kvm, unsigned int ioctl)
 	case KVM_XEN_VCPU_GET_ATTR:
 	case KVM_XEN_VCPU_SET_ATTR:
 		return true;
+	case KVM_HYPERV_EVENTFD:
+		return kvm_has_private_pages(kvm);
 	}
 
 	return false;
@@ -116,6 +128,9 @@ int kvm_arch_protmem_enable(struct kvm *kvm)
 			return -EINVAL;
 	}
 #endif
+
+	if (!kvm_has_private_pages(kvm))
+		return 0;
 
 	/* KVM doesn't write to the guest's code: the guest knows its vendor. */
 	WRITE_ONCE(kvm->arch.disabled_quirks, kvm->arch.disabled_quirks |
@@ -163,6 +178,53 @@ int kvm_protmem_check_cpuid(struct kvm_vcpu *vcpu)
 		return -EINVAL;
 #endif
 	return 0;
+}
+
+/**
+ * kvm_protmem_write_pvclock - update a guest's clock by userspace's mapping
+ * @vcpu: the vCPU, in KVM_RUN, with kvm->srcu held.
+ * @gpa: where the guest has its clock; may be INVALID_GPA.
+ * @hv_clock: the new values; the version is made up here.
+ *
+ * For memory that the kernel has no mapping of, and can't get one, but may
+ * access as userspace does.  Private pages and others that can't be mapped are
+ * left alone.  May sleep.
+ */
+void kvm_protmem_write_pvclock(struct kvm_vcpu *vcpu, gpa_t gpa,
+			       struct pvclock_vcpu_time_info *hv_clock)
+{
+	const unsigned int rest = offsetof(struct pvclock_vcpu_time_info,
+					   tsc_timestamp);
+	struct pvclock_vcpu_time_info old;
+	struct kvm *kvm = vcpu->kvm;
+	struct kvm_memory_slot *slot;
+
+	BUILD_BUG_ON(offsetof(struct pvclock_vcpu_time_info, version));
+
+	if (kvm_is_error_gpa(gpa))
+		return;
+	/* Like the cache that failed, not by the address space of an SMI handler. */
+	slot = gfn_to_memslot(kvm, gpa_to_gfn(gpa));
+	if (!slot || kvm_slot_is_protected(slot) || !kvm_memslot_is_gmem_only(slot))
+		return;
+	if (kvm_read_guest(kvm, gpa, &old, sizeof(old)))
+		return;
+
+	/* As in kvm_setup_guest_pvclock(): odd while other vCPUs may look. */
+	hv_clock->version = (old.version + 1) | 1;
+	hv_clock->flags |= old.flags & PVCLOCK_GUEST_STOPPED;
+	if (kvm_write_guest(kvm, gpa, &hv_clock->version,
+			    sizeof(hv_clock->version)))
+		return;
+	smp_wmb();
+	/* If this fails the guest has an old clock, but does not wait for it. */
+	kvm_write_guest(kvm, gpa + rest, (void *)hv_clock + rest,
+			sizeof(*hv_clock) - rest);
+	smp_wmb();
+	++hv_clock->version;
+	kvm_write_guest(kvm, gpa, &hv_clock->version, sizeof(hv_clock->version));
+
+	trace_kvm_pvclock_update(vcpu->vcpu_id, hv_clock);
 }
 
 /**

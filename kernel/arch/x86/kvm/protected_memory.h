@@ -8,11 +8,15 @@
 
 #include "regs.h"
 
+struct pvclock_vcpu_time_info;
+
 #ifdef CONFIG_KVM_PROTECTED_MEMORY
 
 bool kvm_protmem_hides_cap(struct kvm *kvm, long cap);
 bool kvm_protmem_refuses_ioctl(struct kvm *kvm, unsigned int ioctl);
 int kvm_protmem_check_cpuid(struct kvm_vcpu *vcpu);
+void kvm_protmem_write_pvclock(struct kvm_vcpu *vcpu, gpa_t gpa,
+			       struct pvclock_vcpu_time_info *hv_clock);
 int kvm_protmem_emulate_hypercall(struct kvm_vcpu *vcpu);
 
 /* The guest converts by itself, and finds that in its CPUID. */
@@ -43,6 +47,11 @@ static inline bool kvm_protmem_refuses_ioctl(struct kvm *kvm,
 static inline int kvm_protmem_check_cpuid(struct kvm_vcpu *vcpu)
 {
 	return 0;
+}
+
+static inline void kvm_protmem_write_pvclock(struct kvm_vcpu *vcpu, gpa_t gpa,
+					     struct pvclock_vcpu_time_info *hv_clock)
+{
 }
 
 static inline bool kvm_protmem_guest_converts(struct kvm *kvm)

@@ -823,6 +823,8 @@ FIXTURE_VARIANT(family) {
 	long refused, refused_too;
 	/* Refused on shared pages as well, and there without a fault. */
 	bool longterm;
+	/* Wants the page itself: refused on hidden memory, too. */
+	bool pins;
 };
 
 #define SIGBUS_ADRERR	(GOT_SIGBUS - BUS_ADRERR)
@@ -835,29 +837,34 @@ FIXTURE_VARIANT_ADD(family, load) {
 FIXTURE_VARIANT_ADD(family, process_vm_readv) {
 	.fn = try_process_vm_readv,
 	.refused = -EFAULT,
+	.pins = true,
 };
 
 FIXTURE_VARIANT_ADD(family, process_vm_readv_other) {
 	.fn = try_process_vm_readv_other,
 	.refused = -EFAULT,
+	.pins = true,
 };
 
 FIXTURE_VARIANT_ADD(family, proc_self_mem) {
 	.fn = try_proc_self_mem,
 	.refused = -EIO,
 	.refused_too = -EFAULT,
+	.pins = true,
 };
 
 FIXTURE_VARIANT_ADD(family, proc_pid_mem) {
 	.fn = try_proc_pid_mem,
 	.refused = -EIO,
 	.refused_too = -EFAULT,
+	.pins = true,
 };
 
 FIXTURE_VARIANT_ADD(family, ptrace_peek) {
 	.fn = try_ptrace_peek,
 	.refused = -EIO,
 	.refused_too = -EFAULT,
+	.pins = true,
 };
 
 FIXTURE_VARIANT_ADD(family, write_pipe) {
@@ -873,6 +880,7 @@ FIXTURE_VARIANT_ADD(family, writev_file) {
 FIXTURE_VARIANT_ADD(family, vmsplice) {
 	.fn = try_vmsplice,
 	.refused = -EFAULT,
+	.pins = true,
 };
 
 FIXTURE_VARIANT_ADD(family, send_stream) {
@@ -888,11 +896,13 @@ FIXTURE_VARIANT_ADD(family, send_dgram) {
 FIXTURE_VARIANT_ADD(family, tcp_zerocopy) {
 	.fn = try_tcp_zerocopy,
 	.refused = -EFAULT,
+	.pins = true,
 };
 
 FIXTURE_VARIANT_ADD(family, direct_write) {
 	.fn = try_direct_write,
 	.refused = -EFAULT,
+	.pins = true,
 };
 
 FIXTURE_VARIANT_ADD(family, io_uring_write) {
@@ -905,6 +915,7 @@ FIXTURE_VARIANT_ADD(family, io_uring_fixed) {
 	.refused = -EFAULT,
 	.refused_too = -EOPNOTSUPP,
 	.longterm = true,
+	.pins = true,
 };
 
 FIXTURE_VARIANT_ADD(family, aio_write) {
@@ -920,6 +931,7 @@ FIXTURE_VARIANT_ADD(family, futex_private) {
 FIXTURE_VARIANT_ADD(family, futex_shared) {
 	.fn = try_futex_shared,
 	.refused = -EFAULT,
+	.pins = true,
 };
 
 FIXTURE_VARIANT_ADD(family, prctl_name) {
@@ -975,11 +987,13 @@ FIXTURE_VARIANT_ADD(family, moved_mapping) {
 FIXTURE_VARIANT_ADD(family, second_vm) {
 	.fn = try_second_vm,
 	.refused = -EFAULT,
+	.pins = true,
 };
 
 FIXTURE_VARIANT_ADD(family, alias_slot) {
 	.fn = try_alias_slot,
 	.refused = -EFAULT,
+	.pins = true,
 };
 
 FIXTURE_VARIANT_ADD(family, store) {
@@ -992,6 +1006,7 @@ FIXTURE_VARIANT_ADD(family, process_vm_writev) {
 	.fn = try_process_vm_writev,
 	.refused = -EFAULT,
 	.write = true,
+	.pins = true,
 };
 
 FIXTURE_VARIANT_ADD(family, write_proc_self_mem) {
@@ -999,6 +1014,7 @@ FIXTURE_VARIANT_ADD(family, write_proc_self_mem) {
 	.refused = -EIO,
 	.refused_too = -EFAULT,
 	.write = true,
+	.pins = true,
 };
 
 FIXTURE_VARIANT_ADD(family, ptrace_poke) {
@@ -1006,6 +1022,7 @@ FIXTURE_VARIANT_ADD(family, ptrace_poke) {
 	.refused = -EIO,
 	.refused_too = -EFAULT,
 	.write = true,
+	.pins = true,
 };
 
 FIXTURE_VARIANT_ADD(family, read_pipe) {
@@ -1030,6 +1047,7 @@ FIXTURE_VARIANT_ADD(family, direct_read) {
 	.fn = try_direct_read,
 	.refused = -EFAULT,
 	.write = true,
+	.pins = true,
 };
 
 FIXTURE_VARIANT_ADD(family, io_uring_read) {
@@ -1044,6 +1062,7 @@ FIXTURE_VARIANT_ADD(family, io_uring_read_fixed) {
 	.refused_too = -EOPNOTSUPP,
 	.write = true,
 	.longterm = true,
+	.pins = true,
 };
 
 FIXTURE_VARIANT_ADD(family, getrandom) {
@@ -1080,12 +1099,14 @@ FIXTURE_VARIANT_ADD(family, second_vm_write) {
 	.fn = try_second_vm_write,
 	.refused = -EFAULT,
 	.write = true,
+	.pins = true,
 };
 
 FIXTURE_VARIANT_ADD(family, alias_slot_write) {
 	.fn = try_alias_slot_write,
 	.refused = -EFAULT,
 	.write = true,
+	.pins = true,
 };
 
 FIXTURE_SETUP(family)
@@ -1228,6 +1249,38 @@ TEST_F(family, refused)
 	protmem_vm_free(p);
 }
 
+/* Memory that is hidden from the kernel alone: what copies works. */
+TEST_F(family, hidden)
+{
+	struct protmem_opts opts = { .caps = PROTMEM_CAPS_HIDE };
+	u64 seed = 0x41de0000 + getpid();
+	struct protmem_vm *p = &self->p;
+	long r;
+
+	if (!(kvm_check_cap(KVM_CAP_PROTECTED_MEMORY) & KVM_PROTMEM_HIDE_ONLY))
+		SKIP(return, "no KVM_PROTMEM_HIDE_ONLY");
+
+	protmem_vm_create(p, &opts);
+	r = attempt(p, variant, GPA, seed);
+	if (r == CANNOT_TRY) {
+		protmem_vm_free(p);
+		SKIP(return, "%s", the_attempt.why);
+	}
+	if (variant->pins) {
+		EXPECT_TRUE(is_refused(variant, r)) {
+			TH_LOG("%ld", r);
+		}
+		if (!variant->write)
+			EXPECT_NE(LEN, protmem_mismatch(the_attempt.buf, GPA,
+							LEN, seed));
+		EXPECT_EQ(0, protmem_call(p, 0, guest_check, GPA, PAGE_SIZE, seed));
+	} else {
+		ASSERT_EQ(LEN, r);
+		EXPECT_TRUE(did_it(p, variant, GPA, seed));
+	}
+	protmem_vm_free(p);
+}
+
 TEST(tracepoint)
 {
 	struct protmem_opts opts = { .caps = PROTMEM_CAPS };
@@ -1346,11 +1399,16 @@ out:
 
 TEST(proc_kcore)
 {
+	static const struct protmem_opts kinds[] = {
+		{ .caps = PROTMEM_CAPS },
+		{ .caps = PROTMEM_CAPS_HIDE },
+		{ .gmem_flags = GUEST_MEMFD_FLAG_NO_DIRECT_MAP },
+	};
 	struct protmem_opts opts = { .caps = PROTMEM_CAPS_ORDINARY };
 	long mem = sysconf(_SC_PHYS_PAGES) * PAGE_SIZE;
 	u64 seed = 0x3c0de000 + getpid(), scanned;
 	struct protmem_vm p;
-	int found;
+	int found, i;
 
 	if (access("/proc/kcore", R_OK))
 		SKIP(return, "no /proc/kcore");
@@ -1368,20 +1426,26 @@ TEST(proc_kcore)
 		SKIP(return, "/proc/kcore does not show the direct map here");
 	EXPECT_LE(KCORE_PAGES, found);
 
-	opts.caps = PROTMEM_CAPS;
-	protmem_vm_create(&p, &opts);
-	ASSERT_EQ(0, protmem_make_private(&p, GPA, KCORE_PAGES * PAGE_SIZE));
-	protmem_call(&p, 0, guest_fill, GPA, KCORE_PAGES * PAGE_SIZE, ~seed);
-	found = scan_kcore(~seed, GPA, KCORE_PAGES, &scanned);
-	EXPECT_EQ(0, found);
-	EXPECT_EQ(0, protmem_call(&p, 0, guest_check, GPA,
-				  KCORE_PAGES * PAGE_SIZE, ~seed));
+	for (i = 0; i < ARRAY_SIZE(kinds); i++) {
+		opts = kinds[i];
+		protmem_vm_create(&p, &opts);
+		if (opts.caps & KVM_PROTMEM_USER)
+			ASSERT_EQ(0, protmem_make_private(&p, GPA, KCORE_PAGES * PAGE_SIZE));
+		seed++;
+		protmem_call(&p, 0, guest_fill, GPA, KCORE_PAGES * PAGE_SIZE, seed);
+		found = scan_kcore(seed, GPA, KCORE_PAGES, &scanned);
+		EXPECT_EQ(0, found) {
+			TH_LOG("caps %#lx flags %#lx", opts.caps, opts.gmem_flags);
+		}
+		EXPECT_EQ(0, protmem_call(&p, 0, guest_check, GPA,
+					  KCORE_PAGES * PAGE_SIZE, seed));
 
-	/* When the VM is gone the pages are back, without what was in them. */
-	protmem_vm_free(&p);
-	protmem_wait_off_direct_map(0);
-	found = scan_kcore(~seed, GPA, KCORE_PAGES, &scanned);
-	EXPECT_EQ(0, found);
+		/* When the VM is gone the pages are back, empty. */
+		protmem_vm_free(&p);
+		protmem_wait_off_direct_map(0);
+		found = scan_kcore(seed, GPA, KCORE_PAGES, &scanned);
+		EXPECT_EQ(0, found);
+	}
 }
 
 int main(int argc, char **argv)

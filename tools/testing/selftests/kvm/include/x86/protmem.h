@@ -43,6 +43,8 @@
 				 KVM_PROTMEM_GUEST_CONVERT)
 /* Private, but the guest's hypercall is not handled. */
 #define PROTMEM_CAPS_NO_CONVERT	(KVM_PROTMEM_DIRECT_MAP | KVM_PROTMEM_USER)
+/* Hidden from the kernel alone. */
+#define PROTMEM_CAPS_HIDE	(KVM_PROTMEM_DIRECT_MAP | KVM_PROTMEM_HIDE_ONLY)
 /* An ordinary VM with the same layout, as a control. */
 #define PROTMEM_CAPS_ORDINARY	0
 
@@ -70,6 +72,7 @@ struct protmem_cmd {
 
 struct protmem_opts {
 	u64 caps;
+	u64 gmem_flags;		/* besides PROTMEM_GMEM_FLAGS */
 	u64 exit_flags;
 	u64 size;
 	int nr_vcpus;

@@ -98,7 +98,12 @@ static void guest_main(struct protmem_cmd *cmd)
 int protmem_set_slot(struct protmem_vm *p, u32 slot, u64 gpa, u64 size,
 		     u64 offset)
 {
-	u32 flags = p->caps ? PROTMEM_FLAGS : KVM_MEM_GUEST_MEMFD;
+	u32 flags = KVM_MEM_GUEST_MEMFD;
+
+	if (p->caps & KVM_PROTMEM_USER)
+		flags = PROTMEM_FLAGS;
+	else if (p->caps & KVM_PROTMEM_HIDE_ONLY)
+		flags |= KVM_MEM_UNMAP_DIRECT;
 
 	return __vm_set_user_memory_region2(p->vm, slot, flags, gpa, size,
 					    p->hva + offset, p->gmem,
@@ -137,7 +142,8 @@ void protmem_vm_create(struct protmem_vm *p, const struct protmem_opts *opts)
 	/* The slot is mapped with large pages above a few MiB: few tables. */
 	vm_init_defaults(vm, p->nr_vcpus, SZ_16M / PAGE_SIZE);
 
-	p->gmem = vm_create_guest_memfd(vm, p->size, PROTMEM_GMEM_FLAGS);
+	p->gmem = vm_create_guest_memfd(vm, p->size,
+					PROTMEM_GMEM_FLAGS | opts->gmem_flags);
 	p->mem = kvm_mmap(p->size, PROT_READ | PROT_WRITE, MAP_SHARED, p->gmem);
 	p->hva = p->mem;
 	if (p->decoy)
