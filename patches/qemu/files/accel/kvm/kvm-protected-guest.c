@@ -5,6 +5,9 @@
  * map of the host kernel and out of the page tables of QEMU.  All pages start
  * shared; the guest converts them with hypercalls that KVM handles by itself.
  *
+ * In mode hidden all memory is off the direct map, and QEMU has access to it.
+ * There are no private pages then, and nothing to convert.
+ *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
@@ -14,6 +17,7 @@
 
 #include "qemu/error-report.h"
 #include "qapi/error.h"
+#include "block/block-global-state.h"
 #include "exec/memory.h"
 #include "hw/boards.h"
 #include "migration/blocker.h"
@@ -29,12 +33,19 @@ static Error *kvm_protected_guest_mig_blocker;
 int kvm_protected_guest_init(KvmProtectedGuestMode mode, Error **errp)
 {
     ERRP_GUARD();
-    const uint64_t wanted = KVM_PROTMEM_DIRECT_MAP | KVM_PROTMEM_USER |
-                            KVM_PROTMEM_GUEST_CONVERT;
-    const uint64_t memfd_flags = GUEST_MEMFD_FLAG_MMAP |
-                                 GUEST_MEMFD_FLAG_INIT_SHARED;
+    const bool hidden = mode == KVM_PROTECTED_GUEST_MODE_HIDDEN;
+    const char *kind = hidden ? "hidden" : "protected";
+    uint64_t wanted = KVM_PROTMEM_DIRECT_MAP;
+    uint64_t memfd_flags = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED;
     uint64_t supported;
     int ret;
+
+    if (hidden) {
+        wanted |= KVM_PROTMEM_HIDE_ONLY;
+        memfd_flags |= GUEST_MEMFD_FLAG_NO_DIRECT_MAP;
+    } else {
+        wanted |= KVM_PROTMEM_USER | KVM_PROTMEM_GUEST_CONVERT;
+    }
 
     ret = kvm_vm_check_extension(kvm_state, KVM_CAP_PROTECTED_MEMORY);
     supported = MAX(ret, 0);
@@ -54,19 +65,29 @@ int kvm_protected_guest_init(KvmProtectedGuestMode mode, Error **errp)
     ret = kvm_vm_check_extension(kvm_state, KVM_CAP_GUEST_MEMFD_FLAGS);
     if (ret < 0 || (ret & memfd_flags) != memfd_flags) {
         error_setg(errp, "KVM on this host cannot protect guest memory: "
-                   "guest_memfd cannot be mapped");
+                   "guest_memfd cannot be %s",
+                   hidden ? "hidden from the kernel" : "mapped");
         return -ENOTSUP;
     }
 
     if (kvm_state->kvm_dirty_ring_size) {
-        error_setg(errp, "dirty-ring-size is not supported with protected "
-                   "guest memory: KVM does not log writes to it");
+        error_setg(errp, "dirty-ring-size is not supported with %s "
+                   "guest memory: KVM does not log writes to it", kind);
         return -ENOTSUP;
     }
 
     if (should_mlock(mlock_state)) {
-        error_setg(errp, "-overcommit mem-lock is not supported with protected "
-                   "guest memory: it is populated when the guest accesses it");
+        error_setg(errp, "-overcommit mem-lock is not supported with %s guest "
+                   "memory: %s", kind,
+                   hidden ? "mlock() does not apply to it; it is never swapped "
+                            "out, and prealloc=on populates it" :
+                            "it is populated when the guest accesses it");
+        return -ENOTSUP;
+    }
+
+    if (hidden &&
+        !bdrv_forbid_direct_io("memory that is hidden from the host's kernel "
+                               "cannot be pinned", errp)) {
         return -ENOTSUP;
     }
 
@@ -77,17 +98,21 @@ int kvm_protected_guest_init(KvmProtectedGuestMode mode, Error **errp)
         return ret;
     }
 
-    /* Nobody but the guest decides what happens to a page. */
+    /*
+     * Nobody but the guest decides what happens to a page.  With hidden memory
+     * there is just nobody who would discard it: no balloon, no memory device.
+     */
     ret = ram_block_discard_disable(true);
     if (ret < 0) {
-        error_setg_errno(errp, -ret, "protected guest memory cannot be "
-                         "discarded");
+        error_setg_errno(errp, -ret, "%s guest memory cannot be discarded",
+                         kind);
         return ret;
     }
 
-    error_setg(&kvm_protected_guest_mig_blocker,
-               "kvm-protected-guest: private guest memory cannot be read or "
-               "written by QEMU");
+    error_setg(&kvm_protected_guest_mig_blocker, "kvm-protected-guest: %s",
+               hidden ? "KVM does not log writes to hidden guest memory" :
+                        "private guest memory cannot be read or written by "
+                        "QEMU");
     ret = migrate_add_blocker(&kvm_protected_guest_mig_blocker, errp);
     if (ret < 0) {
         return ret;
@@ -142,7 +167,8 @@ KvmProtectedGuestInfo *kvm_protected_guest_query(Error **errp)
     size_t desc_size;
     int i, j;
 
-    if (!kvm_enabled() || !machine_has_convertible_ram(current_machine)) {
+    if (!kvm_enabled() || (!machine_has_convertible_ram(current_machine) &&
+                           !machine_has_hidden_ram(current_machine))) {
         error_setg(errp, "the memory of this guest is not protected by KVM");
         return NULL;
     }

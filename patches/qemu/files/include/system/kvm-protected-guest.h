@@ -28,6 +28,8 @@ int kvm_protected_guest_init(KvmProtectedGuestMode mode, Error **errp);
  * vCPUs stopped.  Does not return if it fails: neither the guest's secrets
  * nor a guest that expects its memory to be shared may be left to a reset
  * that goes on.
+ *
+ * Not for mode hidden, where no memory is private and RAM outlives a reset.
  */
 void kvm_protected_guest_wipe(void);
 

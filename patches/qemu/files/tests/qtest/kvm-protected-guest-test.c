@@ -12,6 +12,7 @@
 #include "libqtest.h"
 
 #define PROTECTED " -object kvm-protected-guest,id=prot0"
+#define HIDDEN PROTECTED ",mode=hidden"
 #define MACHINE(m) " -machine " m ",confidential-guest-support=prot0"
 
 typedef struct RefusedConfig {
@@ -78,6 +79,48 @@ static const RefusedConfig refused[] = {
         "-accel qtest" PROTECTED MACHINE("q35,memory-backend=ram0")
         " -m 64 -object memory-backend-ram,id=ram0,size=64M,dump=on",
         "dump=on is not supported",
+    }, {
+        "hidden/tcg",
+        "-accel tcg" HIDDEN MACHINE("q35"),
+        "kvm-protected-guest requires -accel kvm",
+    }, {
+        "hidden/unused",
+        "-accel qtest -machine none" HIDDEN,
+        "'prot0' protects nothing: "
+        "-machine confidential-guest-support=prot0 is missing",
+    }, {
+        "hidden/memory-backend-file",
+        "-accel qtest" HIDDEN MACHINE("q35,memory-backend=ram0")
+        " -m 64 -object memory-backend-file,id=ram0,size=64M,mem-path=/tmp",
+        "memory-backend-file cannot provide memory that is hidden from the "
+        "host's kernel",
+    }, {
+        "hidden/memory-backend-memfd",
+        "-accel qtest" HIDDEN MACHINE("q35,memory-backend=ram0")
+        " -m 64 -object memory-backend-memfd,id=ram0,size=64M",
+        "memory-backend-memfd cannot provide memory that is hidden from the "
+        "host's kernel",
+    }, {
+        "hidden/mem-path",
+        "-accel qtest" HIDDEN MACHINE("q35") " -mem-path /tmp",
+        "memory-backend-file cannot provide memory that is hidden from the "
+        "host's kernel",
+    }, {
+        "hidden/merge",
+        "-accel qtest" HIDDEN MACHINE("q35,memory-backend=ram0")
+        " -m 64 -object memory-backend-ram,id=ram0,size=64M,merge=on",
+        "merge=on is not supported",
+    }, {
+        "hidden/dump",
+        "-accel qtest" HIDDEN MACHINE("q35,memory-backend=ram0")
+        " -m 64 -object memory-backend-ram,id=ram0,size=64M,dump=on",
+        "dump=on is not supported",
+    }, {
+        /* Not refused for what it says, but for the accelerator. */
+        "hidden/prealloc",
+        "-accel qtest" HIDDEN MACHINE("q35,memory-backend=ram0")
+        " -m 64 -object memory-backend-ram,id=ram0,size=64M,prealloc=on",
+        "kvm-protected-guest requires -accel kvm",
     },
 };
 

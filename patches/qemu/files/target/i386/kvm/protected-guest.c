@@ -36,6 +36,7 @@ struct KVMProtectedGuest {
     KvmProtectedGuestMode mode;
     ResettableState reset_state;
     Notifier machine_done;
+    bool complete;
     bool ran;
 };
 
@@ -52,14 +53,17 @@ kvm_protected_guest_mask_cpuid_features(X86ConfidentialGuest *cg,
                                         uint32_t function, uint32_t index,
                                         int reg, uint32_t value)
 {
-    /* KVM does not emulate nested virtualization on private memory. */
+    KVMProtectedGuest *guest = KVM_PROTECTED_GUEST(cg);
+
+    /* KVM does not emulate nested virtualization on protected memory. */
     if (function == 1 && reg == R_ECX) {
         value &= ~CPUID_EXT_VMX;
     } else if (function == 0x80000001 && reg == R_ECX) {
         value &= ~CPUID_EXT3_SVM;
     } else if (function == 0x8000000A) {
         value = 0;
-    } else if (function == KVM_CPUID_FEATURES && reg == R_EAX) {
+    } else if (function == KVM_CPUID_FEATURES && reg == R_EAX &&
+               guest->mode != KVM_PROTECTED_GUEST_MODE_HIDDEN) {
         value |= CPUID_KVM_HC_MAP_GPA_RANGE | CPUID_KVM_PROTECTED_MEMORY;
     }
     return value;
@@ -91,6 +95,7 @@ static int kvm_protected_guest_kvm_init(ConfidentialGuestSupport *cgs,
                                         Error **errp)
 {
     KVMProtectedGuest *guest = KVM_PROTECTED_GUEST(cgs);
+    const bool hidden = guest->mode == KVM_PROTECTED_GUEST_MODE_HIDDEN;
     MachineState *ms = MACHINE(qdev_get_machine());
     X86MachineState *x86ms;
     int ret;
@@ -114,24 +119,27 @@ static int kvm_protected_guest_kvm_init(ConfidentialGuestSupport *cgs,
 
     if (kvm_state->xen_version) {
         error_setg(errp, "kvm-protected-guest: emulation of Xen is not "
-                   "supported: KVM cannot access private memory for it");
+                   "supported: KVM cannot access %s memory for it",
+                   hidden ? "hidden" : "private");
         return -ENOTSUP;
     }
 
-    /*
-     * The option ROM of the vAPIC patches the guest, and KVM_SET_VAPIC_ADDR
-     * takes guest memory that may be private.
-     */
-    object_register_sugar_prop(TYPE_APIC_COMMON, "vapic", "off", true);
+    if (!hidden) {
+        /*
+         * The option ROM of the vAPIC patches the guest, and
+         * KVM_SET_VAPIC_ADDR takes guest memory that may be private.
+         */
+        object_register_sugar_prop(TYPE_APIC_COMMON, "vapic", "off", true);
 
-    /*
-     * After S3, the firmware finds private memory that it does not expect.
-     * Checked again when the machine is complete.
-     */
-    object_register_sugar_prop(TYPE_ICH9_LPC_DEVICE, ACPI_PM_PROP_S3_DISABLED,
-                               "1", true);
-    object_register_sugar_prop(TYPE_PIIX4_PM, ACPI_PM_PROP_S3_DISABLED,
-                               "1", true);
+        /*
+         * After S3, the firmware finds private memory that it does not expect.
+         * Checked again when the machine is complete.
+         */
+        object_register_sugar_prop(TYPE_ICH9_LPC_DEVICE,
+                                   ACPI_PM_PROP_S3_DISABLED, "1", true);
+        object_register_sugar_prop(TYPE_PIIX4_PM,
+                                   ACPI_PM_PROP_S3_DISABLED, "1", true);
+    }
 
     ret = kvm_protected_guest_init(guest->mode, errp);
     if (ret < 0) {
@@ -148,6 +156,7 @@ static void kvm_protected_guest_machine_done(Notifier *n, void *unused)
     KVMProtectedGuest *guest = container_of(n, KVMProtectedGuest,
                                             machine_done);
     const char *id = object_get_canonical_path_component(OBJECT(guest));
+    const bool hidden = guest->mode == KVM_PROTECTED_GUEST_MODE_HIDDEN;
     MachineState *ms = MACHINE(qdev_get_machine());
     Object *pm;
 
@@ -160,11 +169,17 @@ static void kvm_protected_guest_machine_done(Notifier *n, void *unused)
 
     if (runstate_check(RUN_STATE_INMIGRATE)) {
         error_report("kvm-protected-guest: incoming migration is not "
-                     "supported: private guest memory cannot be read or "
-                     "written by QEMU");
+                     "supported: %s",
+                     hidden ? "KVM does not log writes to hidden guest memory, "
+                              "so that there is no source for it" :
+                              "private guest memory cannot be read or written "
+                              "by QEMU");
         exit(1);
     }
 
+    if (hidden) {
+        return;
+    }
     pm = object_resolve_type_unambiguous(TYPE_ICH9_LPC_DEVICE, NULL) ?:
          object_resolve_type_unambiguous(TYPE_PIIX4_PM, NULL);
     if (pm && !object_property_get_uint(pm, ACPI_PM_PROP_S3_DISABLED,
@@ -185,6 +200,9 @@ static void kvm_protected_guest_complete(UserCreatable *uc, Error **errp)
                    "the machine");
         return;
     }
+    /* All RAM is of the kind that was asked for first. */
+    guest->complete = true;
+
     /* A guest never runs without the protection that somebody asked for. */
     guest->machine_done.notify = kvm_protected_guest_machine_done;
     qemu_add_machine_init_done_notifier(&guest->machine_done);
@@ -197,7 +215,8 @@ static bool kvm_protected_guest_can_be_deleted(UserCreatable *uc)
 
 /*
  * All objects enter reset before any of them is reset: when firmware and ROMs
- * are loaded, and devices write to RAM, the memory is shared again.
+ * are loaded, and devices write to RAM, the memory is shared again.  Hidden
+ * memory has no other state, and keeps its contents as ordinary memory does.
  */
 static void kvm_protected_guest_reset_enter(Object *obj, ResetType type)
 {
@@ -206,7 +225,7 @@ static void kvm_protected_guest_reset_enter(Object *obj, ResetType type)
     switch (type) {
     case RESET_TYPE_COLD:
         /* The first reset is part of creating the machine. */
-        if (guest->ran) {
+        if (guest->ran && guest->mode != KVM_PROTECTED_GUEST_MODE_HIDDEN) {
             kvm_protected_guest_wipe();
         }
         guest->ran = true;
@@ -228,11 +247,21 @@ static int kvm_protected_guest_get_mode(Object *obj, Error **errp)
 
 static void kvm_protected_guest_set_mode(Object *obj, int value, Error **errp)
 {
-    KVM_PROTECTED_GUEST(obj)->mode = value;
+    ConfidentialGuestSupport *cgs = CONFIDENTIAL_GUEST_SUPPORT(obj);
+    KVMProtectedGuest *guest = KVM_PROTECTED_GUEST(obj);
+
+    if (guest->complete) {
+        error_setg(errp, "the mode cannot be changed");
+        return;
+    }
+    guest->mode = value;
+    cgs->hidden_ram = value == KVM_PROTECTED_GUEST_MODE_HIDDEN;
+    cgs->convertible_ram = !cgs->hidden_ram;
 }
 
 static void kvm_protected_guest_instance_init(Object *obj)
 {
+    /* As KVM_PROTECTED_GUEST_MODE_PROTECTED_MEMORY, the default, has it. */
     CONFIDENTIAL_GUEST_SUPPORT(obj)->convertible_ram = true;
 }
 
