@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck shell=bash
+# Sourced by scripts/check and scripts/check-full: run commands that print TAP,
+# each within a time limit of its own, and keep what they print.  The caller sets
+# RESULTS, where to, and TIME, the seconds that all of it may take.
+
+# A limit of its own, or what is left if that is less.
+limited() {
+	local left=$((TIME - SECONDS))
+	((left > 0)) || left=1
+	printf '%d' $(($1 < left ? $1 : left))
+}
+
+# timeout has a process group of its own, which ^C does not reach.
+running=
+stop() {
+	[ -n "$running" ] || exit 130
+	{
+		kill "$running"
+		wait "$running"
+		# What it has started may need a moment to end, too.
+		for ((i = 0; i < 30; i++)); do
+			kill -0 -- "-$running" || exit 130
+			sleep 0.1
+		done
+		kill -KILL -- "-$running"
+	} 2>/dev/null
+	exit 130
+}
+trap stop INT TERM HUP
+
+# bounded SECONDS COMMAND...: with a time limit.
+bounded() {
+	local rc=0
+	trap stop INT TERM HUP	# again, as a part of a pipeline has lost it
+	timeout -k 10 "$@" &
+	running=$!
+	wait "$running" || rc=$?
+	running=
+	return "$rc"
+}
+
+# suite NAME SECONDS COMMAND...: a command that prints TAP, with a time limit.
+suite() {
+	local name=$1 limit start=$SECONDS tap=$RESULTS/$1.tap rc=0
+	limit=$(limited "$2")
+	shift 2
+	step "$name"
+	bounded "$limit" "$@" | tee "$tap" || rc=$?
+	# A suite that dies without a 'not ok' has failed all the same.
+	if ((rc == 124 || rc == 137)); then
+		say "not ok - $name: no end within $limit s" | tee -a "$tap"
+	elif ((rc)) && ! grep -q '^not ok' "$tap"; then
+		say "not ok - $name: exit status $rc" | tee -a "$tap"
+	elif ! grep -qE '^(not )?ok|^1\.\.0' "$tap"; then
+		say "not ok - $name: it ran no test" | tee -a "$tap"
+	fi
+	say "# $name: $(elapsed "$start")"
+}
+
+# part NAME SECONDS COMMAND...: a step that other suites need, counted as one test.
+part() {
+	local name=$1 limit start=$SECONDS rc=0
+	limit=$(limited "$2")
+	shift 2
+	step "$name"
+	bounded "$limit" "$@" || rc=$?
+	if ((rc)); then
+		say "not ok - $name: exit status $rc" | tee "$RESULTS/$name.tap"
+	else
+		say "ok - $name" | tee "$RESULTS/$name.tap"
+	fi
+	say "# $name: $(elapsed "$start")"
+	return "$rc"
+}
