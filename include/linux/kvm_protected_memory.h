@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * KVM protected memory: guest pages that the host has no mapping of.
+ * KVM protected memory: guest memory which the kernel, and unless it is hidden
+ * from the kernel alone also userspace, has no mapping of.
  *
- * Everything the rest of KVM needs to know about it.  The state lives in
- * virt/kvm/protected_memory.c, the accesses on behalf of a guest instruction
- * in virt/kvm/protected_memory_access.c, what depends on the architecture in
- * arch/.../kvm/protected_memory.c.
+ * What the rest of KVM calls, and what it calls in an architecture.  The state
+ * lives in virt/kvm/protected_memory.c, the accesses on behalf of a guest
+ * instruction in virt/kvm/protected_memory_access.c, what depends on the
+ * architecture in arch/.../kvm/protected_memory.c.  What has to look into struct
+ * kvm or a memslot, such as kvm_has_private_pages(), is in <linux/kvm_host.h>,
+ * which includes this; the statistics are there and in <linux/kvm_types.h>.
  * See Documentation/virt/kvm/protected-memory.rst.
  */
 #ifndef __KVM_PROTECTED_MEMORY_H
@@ -14,14 +17,10 @@
 #include <linux/list.h>
 #include <linux/types.h>
 
-struct file;
-struct inode;
 struct kvm;
 struct kvm_enable_cap;
 struct kvm_memory_slot;
 struct kvm_vcpu;
-struct page;
-struct vm_fault;
 
 /**
  * struct kvm_protmem - protected memory, the part that belongs to a VM
@@ -29,8 +28,9 @@ struct vm_fault;
  *	Written once under kvm->lock and slots_lock, before the first vCPU and
  *	the first memslot.
  * @exit_flags: KVM_PROTMEM_EXIT_* bits, fixed together with @caps.
- * @hides: a guest_memfd with GUEST_MEMFD_FLAG_NO_DIRECT_MAP has been created,
- *	for which @caps may be 0.  Set under kvm->lock.
+ * @unmaps: memory of the VM may be off the direct map: @caps is not 0, or a
+ *	guest_memfd with GUEST_MEMFD_FLAG_NO_DIRECT_MAP has been created, which
+ *	needs no @caps.  Set under kvm->lock, never cleared.
  * @latched: the guest has made a page private.  Set under the exclusive
  *	invalidate_lock of the inode that holds the page, cleared only by
  *	wipe-and-reset, with all vCPUs locked out.
@@ -40,7 +40,7 @@ struct vm_fault;
 struct kvm_protmem {
 	u64 caps;
 	u64 exit_flags;
-	bool hides;
+	bool unmaps;
 	bool latched;
 	struct list_head inodes;
 };
@@ -57,8 +57,8 @@ int kvm_protmem_enable_cap(struct kvm *kvm, const struct kvm_enable_cap *cap);
 int kvm_protmem_reset(struct kvm *kvm);
 int kvm_protmem_slot_leave(struct kvm *kvm, struct kvm_memory_slot *slot);
 void kvm_protmem_slot_stay(struct kvm *kvm, struct kvm_memory_slot *slot);
-int kvm_protmem_convert_gfns(struct kvm *kvm, gfn_t *gfn, gfn_t end,
-			     bool private);
+int kvm_protmem_convert_range(struct kvm_vcpu *vcpu, gfn_t *gfn, gfn_t end,
+			      bool private);
 
 /* virt/kvm/protected_memory_access.c */
 int kvm_protmem_read(struct kvm_vcpu *vcpu, struct kvm_memory_slot *slot,
@@ -71,10 +71,54 @@ int kvm_protmem_cmpxchg(struct kvm_vcpu *vcpu, struct kvm_memory_slot *slot,
 			gfn_t gfn, unsigned int offset, void *old,
 			const void *new, unsigned int len);
 
-/* arch/.../kvm/protected_memory.c */
+/*
+ * arch/.../kvm/protected_memory.c, for an architecture that selects
+ * HAVE_KVM_ARCH_PROTECTED_MEMORY.  Besides, such an architecture
+ *
+ *  - has the window, see <linux/unmapped_pool.h>, and calls
+ *    unmapped_pool_count_fault() and _show_fault() when the kernel faults;
+ *  - sets vcpu->protmem_in_run in KVM_RUN when userspace can no longer change
+ *    the registers, and clears it before KVM_RUN returns;
+ *  - maps a pfn for which kvm_gmem_get_pfn() returns no page, holding no reference,
+ *    and takes -EAGAIN of kvm_protmem_read() and the like for "execute the
+ *    instruction again";
+ *  - walks guest page tables and emulates instructions by kvm_protmem_read(),
+ *    kvm_protmem_cmpxchg() and kvm_vcpu_{read,write}_guest_page() only, and
+ *    never makes an MMIO exit of an access to a slot with private pages;
+ *  - answers the guest's hypercalls with kvm_protmem_convert_range();
+ *  - has one address space for a VM with kvm_has_protected_memory(), and refuses
+ *    whatever else needs a mapping of the guest's memory.
+ */
+
+/*
+ * kvm_arch_protmem_supported_caps - what KVM_ENABLE_CAP may ask for
+ *
+ * @kvm is the VM, or NULL for VMs of the default type.  Called without locks.
+ * Returns a mask of KVM_PROTMEM_*; 0, with a line in the log that says why, if
+ * there is nothing.
+ */
 u64 kvm_arch_protmem_supported_caps(struct kvm *kvm);
+/*
+ * kvm_arch_protmem_can_hide - can the VM have memory off the direct map?
+ *
+ * @kvm as above.  When a guest_memfd is created kvm->lock is held, and what
+ * makes the answer "no" must not come later, if it is "yes".
+ */
 bool kvm_arch_protmem_can_hide(struct kvm *kvm);
+/*
+ * kvm_arch_protmem_enable - the VM gets protected memory
+ *
+ * Called with kvm->lock and slots_lock held and @kvm->protmem.caps set, which
+ * the caller takes back on an error.  There is no vCPU and no memslot.  Returns
+ * 0, or -EINVAL if @kvm has something already that does not go with it.
+ */
 int kvm_arch_protmem_enable(struct kvm *kvm);
+/*
+ * kvm_arch_protmem_reset_vcpu - forget what @vcpu knows of the guest's memory
+ *
+ * Emulation that is half done, pending I/O, buffers.  Called with kvm->lock and
+ * @vcpu->mutex held, after the memory has been wiped.
+ */
 void kvm_arch_protmem_reset_vcpu(struct kvm_vcpu *vcpu);
 
 #else

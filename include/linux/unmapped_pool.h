@@ -10,6 +10,13 @@
 #include <linux/errno.h>
 #include <linux/gfp_types.h>
 
+/*
+ * A pool takes its memory in blocks, of this size where there is one: that of one
+ * entry of the direct map, where that has a larger size than the page.  For users
+ * of <linux/mm.h>.
+ */
+#define UNMAPPED_BLOCK_ORDER	min_t(unsigned int, PMD_ORDER, MAX_PAGE_ORDER)
+
 struct mempolicy;
 struct page;
 struct pt_regs;
@@ -56,30 +63,9 @@ void unmapped_pool_show_fault(struct pt_regs *regs, unsigned long address);
 /* For memory_failure(): 0 = now poisoned, -EHWPOISON = was already, -ENOENT. */
 int unmapped_pool_memory_failure(struct page *page);
 
-/*
- * The window: access to the contents of an unmapped page, by a mapping which
- * only the current CPU can use and which is gone, TLB entry included, when the
- * function returns.  At most one page per call, for the length of which
- * interrupts are off.  Callable from any context but NMI.  The caller holds a
- * reference to the page and serializes with its release.
- *
- * Return: 0, -EINVAL if the range is not within one page, -EHWPOISON if a
- * machine check was taken (part of the destination may have been written then).
- */
-int unmapped_page_read(struct page *page, unsigned int off, void *dst,
-		       unsigned int len);
-int unmapped_page_write(struct page *page, unsigned int off, const void *src,
-			unsigned int len);
-/*
- * As above; @size is 1, 2, 4, 8 or 16 (16: with CPU support only, and aligned).
- * What the architecture does not do atomically unless it is aligned has to be.
- * Returns 1 with the value found in @old on a mismatch.
- */
-int unmapped_page_cmpxchg(struct page *page, unsigned int off, void *old,
-			  const void *new, unsigned int size);
+/* unmapped_page_read() and unmapped_page_write() of a whole page */
 int unmapped_page_copy_to(struct page *dst_mapped, struct page *src_unmapped);
 int unmapped_page_copy_from(struct page *dst_unmapped, struct page *src_mapped);
-int unmapped_page_clear(struct page *page);
 
 #else /* !CONFIG_UNMAPPED_POOL */
 
@@ -110,9 +96,70 @@ static inline int unmapped_pool_memory_failure(struct page *page)
 
 #endif /* CONFIG_UNMAPPED_POOL */
 
-/* Provided by the architecture. */
+/*
+ * What an architecture provides that selects ARCH_HAS_UNMAPPED_WINDOW.  It calls
+ * unmapped_pool_count_fault() for each fault of the kernel on a page that is not
+ * present, and unmapped_pool_show_fault() before it oopses.
+ *
+ * The window is a mapping which only the current CPU can use and which is gone,
+ * TLB entry included, when the function returns; interrupts are off that long.
+ * Callable from any context but NMI.  The caller holds a reference to the page,
+ * and serializes with its release.  Offset and length are to be checked by
+ * unmapped_window_range_ok().
+ */
+
+/*
+ * arch_unmapped_supported - can this machine have unmapped pages?
+ *
+ * Called without locks, any number of times.  If it returns false, @why is the
+ * reason, a constant string for the log.
+ */
 bool arch_unmapped_supported(const char **why);
+
+/*
+ * arch_unmapped_window_init - have windows on all possible CPUs
+ *
+ * Called before a pool is created, may sleep, and has to serialize with itself.
+ * Returns 0, or -ENOMEM, after which it is called again the next time.
+ */
 int arch_unmapped_window_init(void);
+
+/*
+ * arch_unmapped_range_allowed - may the pool use @nr pages beginning at @pfn?
+ *
+ * Returns false if one of them has another kernel alias than that in the direct
+ * map.  Called in process context, with memory that has just been allocated.
+ */
 bool arch_unmapped_range_allowed(unsigned long pfn, unsigned long nr);
+
+/* For the architecture: within one page, and not in NMI? */
+bool unmapped_window_range_ok(unsigned int off, unsigned int len);
+
+/*
+ * unmapped_page_read - copy @len bytes from @off in an unmapped page to @dst
+ *
+ * @dst is kernel memory.  An aligned operand of 1, 2, 4 or 8 bytes is read at
+ * once.  Also good for a page in the direct map.  Returns 0; -EINVAL for a bad
+ * range; -EHWPOISON after a machine check, when a part may have been copied.
+ */
+int unmapped_page_read(struct page *page, unsigned int off, void *dst,
+		       unsigned int len);
+
+/* unmapped_page_write - copy @len bytes from @src to @off in an unmapped page */
+int unmapped_page_write(struct page *page, unsigned int off, const void *src,
+			unsigned int len);
+
+/*
+ * unmapped_page_cmpxchg - compare and exchange @size bytes, atomically
+ *
+ * @size is 1, 2, 4 or 8.  What the architecture doesn't do atomically unless it
+ * is aligned has to be.  Returns 0 if it was @old and is @new now; 1 with what
+ * was found in @old; or the errors of unmapped_page_read().
+ */
+int unmapped_page_cmpxchg(struct page *page, unsigned int off, void *old,
+			  const void *new, unsigned int size);
+
+/* unmapped_page_clear - write zeroes over the page; fails only in NMI */
+int unmapped_page_clear(struct page *page);
 
 #endif /* _LINUX_UNMAPPED_POOL_H */

@@ -37,7 +37,8 @@
  *
  * A home block belongs to one naturally aligned range of gfns, the page for
  * each gfn being at the offset that the gfn has in the range.  So the range can
- * be mapped by one large entry on the side of the owner.
+ * be mapped by one large entry on the side of the owner.  KVM doesn't do that
+ * yet, but a page can't be moved to where that would need it once it is in use.
  *
  * Invariants:
  *
@@ -51,18 +52,25 @@
  *  - Every page off the direct map is counted in unmapped_pages, and in the
  *    nr_pages of its pool.
  *
- * Locks:
- *
- *	pool->grow_lock		serializes the addition of blocks; not taken by
- *				the shrinker, memory may be allocated under it
- *	  pool->lock		all lists, block and page states of the pool
+ * Locks, from the outside in:
  *
  *	pool->ops_lock		for read around callbacks, for write to end
- *				them; no other lock of the pool is held then
+ *				them; no other lock of the pool is held then.
+ *				mf_mutex is held outside of it, and the owner
+ *				takes locks inside of it
  *
- *	unmapped_pools_lock	(spinlock, innermost) the list of pools
+ *	locks of the owner	under which it allocates and gives back pages
+ *	  pool->grow_lock	serializes the addition of blocks; not taken by
+ *				the shrinker, memory may be allocated under it
+ *	    pool->lock		all lists, block and page states of the pool
+ *	      xa_lock		of unmapped_blocks
  *
- * The shrinker only tries pool->lock, so it may be held across an allocation.
+ *	unmapped_pm_mutex	that no pool comes into being during hibernation
+ *	unmapped_window_mutex	x86: that the windows are set up once
+ *	unmapped_pools_lock	(spinlock) the list of pools
+ *
+ * No other of these locks is taken inside of the last three.  The shrinker only
+ * tries pool->lock, so it may be held across an allocation.
  *
  * References to the pool: one for its creator, one for each block, one for the
  * pending work.  Blocks and pools are freed after an RCU grace period, because
@@ -168,7 +176,7 @@ struct unmapped_pool {
 	struct rcu_head		rcu;
 };
 
-/* pfn -> block; read under RCU only. */
+/* pfn -> block; who looks into the block needs RCU, or a reference to a page. */
 static DEFINE_XARRAY(unmapped_blocks);
 
 static DEFINE_SPINLOCK(unmapped_pools_lock);
@@ -337,7 +345,6 @@ VISIBLE_IF_KUNIT int unmapped_set_valid(unsigned long pfn, unsigned int nr, bool
 
 	return set_direct_map_valid_noflush(pfn_to_page(pfn), nr, valid);
 }
-EXPORT_SYMBOL_IF_KUNIT(unmapped_set_valid);
 
 /*
  * Success does not prove that anything has changed.  A look at the first page
@@ -500,6 +507,7 @@ static unsigned long release_block(struct unmapped_block *b)
 
 	/* First all of the poisoned ones: the lookup must not find the others. */
 	for (i = 0; i < nr; i++) {
+		/* Rare, and it splits an entry: there is no way back. */
 		if (is_poisoned(b, i))
 			xa_store(&unmapped_blocks, b->pfn + i, b, GFP_KERNEL | __GFP_NOFAIL);
 	}
@@ -655,7 +663,6 @@ VISIBLE_IF_KUNIT struct page *unmapped_alloc_order(struct mempolicy *pol, pgoff_
 	}
 	return page;
 }
-EXPORT_SYMBOL_IF_KUNIT(unmapped_alloc_order);
 
 static struct page *alloc_block_pages(struct unmapped_pool *pool, struct mempolicy *pol,
 				      pgoff_t ilx, gfp_t gfp, bool large, unsigned int *order)
@@ -746,7 +753,8 @@ static int grow_pool(struct unmapped_pool *pool, u64 gfn, struct mempolicy *pol,
 		if (b->state[i] == UNMAPPED_FREE && PageHWPoison(page + i))
 			set_page_state(b, i, UNMAPPED_POISONED);
 	}
-	if (!ret && home && !b->nr[UNMAPPED_POISONED])
+	/* Meanwhile an idle block may have been dedicated to the range. */
+	if (!ret && home && !b->nr[UNMAPPED_POISONED] && !find_home(pool, gfn))
 		block_set_home(b, gfn);
 	block_end(b);
 	if (ret)
@@ -898,7 +906,8 @@ static struct page *try_alloc_any(struct unmapped_pool *pool, pgoff_t index,
  *	has the same offset in the block as @gfn in the range.
  * @pol: NUMA policy or NULL
  * @ilx: interleave index for @pol
- * @gfp: GFP_KERNEL or similar
+ * @gfp: GFP_KERNEL or GFP_KERNEL_ACCOUNT; all is charged to the pool's memory
+ *	cgroup anyway
  *
  * The page is zero, and no CPU has a TLB entry for it in a kernel mapping.  Its
  * reference count is 1; this reference belongs to the pool and must not be
@@ -906,7 +915,11 @@ static struct page *try_alloc_any(struct unmapped_pool *pool, pgoff_t index,
  * pool uses page->private, all else in struct page is the owner's to use, as
  * long as it is back to what it was when the page is given back.
  *
- * Return: the page, or an ERR_PTR().
+ * Context: process, may sleep and reclaim.  The owner may hold locks that neither
+ * reclaim nor its memory_failure callback is waited for under.
+ *
+ * Return: the page, or an ERR_PTR(): -ENOMEM, -EIO if the direct map did not
+ * change, or the error of set_direct_map_valid_noflush().
  */
 struct page *unmapped_pool_alloc(struct unmapped_pool *pool, u64 gfn, pgoff_t index,
 				 bool whole, struct mempolicy *pol, pgoff_t ilx,
@@ -1022,6 +1035,9 @@ unlock:
  *
  * The page is scrubbed before anyone can have it again.  If there are more
  * references than the one of the pool this is delayed until they are gone.
+ *
+ * Context: process, may sleep; the same locks may be held as for
+ * unmapped_pool_alloc().
  */
 void unmapped_pool_free(struct unmapped_pool *pool, struct page *page)
 {
@@ -1033,6 +1049,8 @@ EXPORT_SYMBOL_FOR_KVM(unmapped_pool_free);
  * unmapped_pool_free_clean - give back a page that nobody wrote to
  * @pool: the pool that it is from
  * @page: the page, mapped nowhere since it was allocated
+ *
+ * Context: as for unmapped_pool_free().
  */
 void unmapped_pool_free_clean(struct unmapped_pool *pool, struct page *page)
 {
@@ -1045,6 +1063,8 @@ EXPORT_SYMBOL_FOR_KVM(unmapped_pool_free_clean);
 /**
  * unmapped_pool_supported - can there be unmapped pages on this system?
  * @why: set to the reason if not; may be NULL
+ *
+ * Return: true if unmapped_pool_create() can succeed.
  */
 bool unmapped_pool_supported(const char **why)
 {
@@ -1069,7 +1089,10 @@ EXPORT_SYMBOL_FOR_KVM(unmapped_pool_supported);
  * All memory that the pool ever uses is charged to the memory cgroup of the
  * caller.
  *
- * Return: the pool, with a reference for the caller, or an ERR_PTR().
+ * Context: process, may sleep.
+ *
+ * Return: the pool, with a reference for the caller, or an ERR_PTR(): -EOPNOTSUPP,
+ * -ENOMEM, or -EBUSY during hibernation.
  */
 struct unmapped_pool *unmapped_pool_create(u64 owner_id,
 					   const struct unmapped_pool_ops *ops,
@@ -1125,8 +1148,10 @@ EXPORT_SYMBOL_FOR_KVM(unmapped_pool_create);
  * unmapped_pool_unregister - end the callbacks
  * @pool: the pool
  *
- * No callback runs any more when this returns.  Not to be called with a lock
- * held that the callback takes.
+ * No callback runs any more when this returns.
+ *
+ * Context: process, sleeps until a callback that is running has returned, so not
+ * with a lock held that the callback takes.
  */
 void unmapped_pool_unregister(struct unmapped_pool *pool)
 {
@@ -1143,6 +1168,8 @@ EXPORT_SYMBOL_FOR_KVM(unmapped_pool_unregister);
  * Everything that is not in use has been given back when this returns.  What is
  * left, blocks with quarantined pages or with pages that the owner has not given
  * back yet, goes later without anyone's help.
+ *
+ * Context: process, may sleep.
  */
 void unmapped_pool_put(struct unmapped_pool *pool)
 {
@@ -1159,6 +1186,8 @@ EXPORT_SYMBOL_FOR_KVM(unmapped_pool_put);
 /**
  * unmapped_pool_bytes - how much memory does the pool keep off the direct map?
  * @pool: the pool
+ *
+ * Return: the number of bytes, used or not; a moment later it may be another.
  */
 u64 unmapped_pool_bytes(struct unmapped_pool *pool)
 {
@@ -1171,19 +1200,16 @@ u64 unmapped_pool_bytes_total(void)
 {
 	return (u64)atomic_long_read(&unmapped_pages) << PAGE_SHIFT;
 }
-EXPORT_SYMBOL_FOR_KVM(unmapped_pool_bytes_total);
 
 VISIBLE_IF_KUNIT u64 unmapped_pool_quarantined_bytes(void)
 {
 	return (u64)atomic_long_read(&unmapped_quarantined_pages) << PAGE_SHIFT;
 }
-EXPORT_SYMBOL_IF_KUNIT(unmapped_pool_quarantined_bytes);
 
 VISIBLE_IF_KUNIT u64 unmapped_pool_refused(void)
 {
 	return atomic64_read(&unmapped_refused);
 }
-EXPORT_SYMBOL_IF_KUNIT(unmapped_pool_refused);
 
 /* May there be unmapped pages?  True from before a pool has its first one. */
 bool unmapped_pool_active(void)
@@ -1195,14 +1221,37 @@ bool unmapped_pool_active(void)
  * page_is_unmapped - is the page off the direct map because of a pool?
  * @page: any page
  *
- * Also true while the page is on its way to or from there.  Without a reference
- * that the pool respects the answer may be outdated.  Context: any, even NMI.
+ * Without a reference that the pool respects the answer may be outdated.
+ *
+ * Context: any, even NMI.
+ *
+ * Return: true if so, and also while the page is on its way to or from there.
  */
 bool page_is_unmapped(const struct page *page)
 {
 	return lookup_block(page_to_pfn(page));
 }
-EXPORT_SYMBOL_FOR_KVM(page_is_unmapped);
+
+/* The window, what of it does not depend on the architecture */
+
+bool unmapped_window_range_ok(unsigned int off, unsigned int len)
+{
+	if (WARN_ON_ONCE(in_nmi()))
+		return false;
+	return off < PAGE_SIZE && len <= PAGE_SIZE - off;
+}
+
+int unmapped_page_copy_to(struct page *dst_mapped, struct page *src_unmapped)
+{
+	return unmapped_page_read(src_unmapped, 0, page_address(dst_mapped), PAGE_SIZE);
+}
+EXPORT_SYMBOL_FOR_KVM(unmapped_page_copy_to);
+
+int unmapped_page_copy_from(struct page *dst_unmapped, struct page *src_mapped)
+{
+	return unmapped_page_write(dst_unmapped, 0, page_address(src_mapped), PAGE_SIZE);
+}
+EXPORT_SYMBOL_FOR_KVM(unmapped_page_copy_from);
 
 /* Page faults and memory errors */
 
@@ -1253,6 +1302,8 @@ static struct unmapped_pool *lookup_pool(unsigned long pfn)
 /**
  * unmapped_pool_memory_failure - take a page with a memory error out of use
  * @page: any page
+ *
+ * Context: process, may sleep; calls the owner.
  *
  * Return: 0, -EHWPOISON if the error was known, -ENOENT if the page does not
  * belong to a pool.
@@ -1352,7 +1403,6 @@ VISIBLE_IF_KUNIT unsigned long unmapped_pool_shrink(unsigned long nr)
 
 	return freed;
 }
-EXPORT_SYMBOL_IF_KUNIT(unmapped_pool_shrink);
 
 static unsigned long unmapped_shrink_count(struct shrinker *shrinker,
 					   struct shrink_control *sc)

@@ -1,12 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* What mm/unmapped_pool.c shows to its KUnit tests. */
+/* mm/unmapped_pool.c as its KUnit tests see it. */
 #ifndef _MM_UNMAPPED_POOL_H
 #define _MM_UNMAPPED_POOL_H
 
 #include <linux/unmapped_pool.h>
-
-/* One entry of the direct map, where that has a larger size than the page. */
-#define UNMAPPED_BLOCK_ORDER	min_t(unsigned int, PMD_ORDER, MAX_PAGE_ORDER)
 
 #if IS_ENABLED(CONFIG_KUNIT)
 /* Redirected by the tests. */

@@ -13,8 +13,31 @@
  * states: all of it are pages of the pool, and userspace maps them by special
  * page table entries, which nothing but a fault makes and GUP refuses.
  *
- * Lock order: kvm->lock, vcpu->mutex, kvm->slots_lock, kvm->srcu, then the
- * inode's invalidate_lock, then folio lock and i_mmap, then kvm->mmu_lock.
+ * With the latch closed userspace may not take a private page from the guest:
+ * every way to do so asks protmem_may_drop().
+ *
+ * Lock order, from the outside in:
+ *
+ *	mf_mutex			memory_failure()
+ *	  pool->ops_lock (read)		around protmem_memory_failure()
+ *	    invalidate_lock
+ *
+ *	kvm->lock
+ *	  vcpu->mutex			all of them: kvm_protmem_reset()
+ *	    kvm->slots_lock
+ *	      xen_lock			x86: kvm_arch_protmem_enable()
+ *	      kvm->srcu			(read)
+ *	        mmap_lock		a fault of userspace's
+ *	          invalidate_lock	of the inode
+ *	            pool->grow_lock	see mm/unmapped_pool.c
+ *	              pool->lock
+ *	            folio lock, then i_mmap_rwsem
+ *	            kvm->mmu_lock
+ *	            acct_lock		kvm_protmem_inode; innermost
+ *
+ * Pages are also allocated and given back without the invalidate_lock.  The
+ * locks of the maple trees are the invalidate_lock.
+ *
  * Faults from both sides take the invalidate_lock shared and look at the state
  * under it; conversions hold it exclusive from before the second-stage zap
  * until the new contents are in place.  Neither user memory nor SRCU is waited
@@ -50,8 +73,8 @@
 #define PROTMEM_GMEM_FLAGS	(GUEST_MEMFD_FLAG_MMAP | \
 				 GUEST_MEMFD_FLAG_INIT_SHARED)
 
-/* As long a range of gfns as one page table maps in the second stage. */
-#define PROTMEM_BLOCK_PAGES	(PMD_SIZE >> PAGE_SHIFT)
+/* The gfns for which the pool can set a block aside. */
+#define PROTMEM_BLOCK_PAGES	BIT(UNMAPPED_BLOCK_ORDER)
 
 static bool protmem_all_private(struct kvm_protmem_inode *pi, pgoff_t first,
 				pgoff_t last)
@@ -72,6 +95,31 @@ static pgoff_t protmem_find_private(struct kvm_protmem_inode *pi,
 		return end;
 
 	return max(start, mas.index);
+}
+
+/*
+ * The rule of the latch: once the guest has made a page private, userspace may
+ * not drop or replace the contents of private pages, nor share them.  Returns 0,
+ * or -EPERM with *@first moved to the first page of [@start, @end) that it is
+ * not to have.  The guest can close the latch, and make pages private, as soon
+ * as the caller gives up the invalidate_lock.
+ */
+static int protmem_may_drop(struct kvm_protmem_inode *pi, pgoff_t start,
+			    pgoff_t end, pgoff_t *first)
+{
+	pgoff_t private;
+
+	lockdep_assert_held(&pi->inode->i_mapping->invalidate_lock);
+
+	if (!READ_ONCE(pi->kvm->protmem.latched))
+		return 0;
+
+	private = protmem_find_private(pi, start, end);
+	if (private >= end)
+		return 0;
+
+	*first = private;
+	return -EPERM;
 }
 
 /* The end of the run of pages in the same state as @start, at most @end. */
@@ -97,7 +145,7 @@ static gfn_t protmem_gfn(struct kvm_protmem_inode *pi, pgoff_t index)
 }
 
 /*
- * Can a block be dedicated to the second-stage page table that maps @index?
+ * Can a block be dedicated to the range of gfns around that of @index?
  * Only if all of its gfns are bound to one range of this inode, and are
  * private, or about to become so, being in [@start, @end).  Nothing in this
  * depends on an offset which userspace chose: the block is laid out by gfn.
@@ -137,9 +185,9 @@ static void protmem_account_blocks(struct kvm_protmem_inode *pi)
 	pi->acct_bytes = bytes;
 }
 
-static void protmem_account_private(struct kvm_protmem_inode *pi, long nr)
+static void protmem_account_pool(struct kvm_protmem_inode *pi, long nr)
 {
-	atomic_long_add(nr, &pi->nr_private);
+	atomic_long_add(nr, &pi->nr_pool);
 	if (pi->kvm)
 		atomic64_add(nr * (long)PAGE_SIZE,
 			     &pi->kvm->stat.generic.protmem_private_bytes);
@@ -172,12 +220,12 @@ static void protmem_drop_shared(struct kvm_protmem_inode *pi, pgoff_t start,
 }
 
 /*
- * Gives the private pages of [@start, @end) back to the pool, which scrubs
- * them.  The second stage is zapped, and either the invalidate_lock is held
- * exclusive or nobody else can reach the inode any more.
+ * Gives the pool's pages in [@start, @end) back to it, which scrubs them.  The
+ * second stage is zapped, and either the invalidate_lock is held exclusive or
+ * nobody else can reach the inode any more.
  */
-static void protmem_drop_private(struct kvm_protmem_inode *pi, pgoff_t start,
-				 pgoff_t end)
+static void protmem_drop_pool(struct kvm_protmem_inode *pi, pgoff_t start,
+			      pgoff_t end)
 {
 	struct page *page;
 	unsigned long index;
@@ -198,7 +246,7 @@ static void protmem_drop_private(struct kvm_protmem_inode *pi, pgoff_t start,
 		cond_resched();
 	}
 
-	protmem_account_private(pi, -nr);
+	protmem_account_pool(pi, -nr);
 	protmem_account_blocks(pi);
 }
 
@@ -234,7 +282,7 @@ static int protmem_store_state(struct kvm_protmem_inode *pi, pgoff_t start,
 }
 
 /*
- * A new private page for @index, without contents.  May be called with or
+ * A new page of the pool for @index, without contents.  May be called with or
  * without the invalidate_lock; @uniform, from protmem_block_uniform(), is a
  * hint.
  */
@@ -253,9 +301,9 @@ static struct page *protmem_alloc_page(struct kvm_protmem_inode *pi,
 }
 
 /**
- * kvm_protmem_private_page - the page with the contents of a private index
+ * kvm_protmem_pool_page - the page with the contents of a private or hidden index
  * @pi: the inode.
- * @index: a private index.
+ * @index: an index for which kvm_protmem_in_pool() is true.
  *
  * An empty page gets its backing now.  The page stays for as long as the
  * caller holds the invalidate_lock, shared or exclusive; afterwards only a
@@ -264,8 +312,8 @@ static struct page *protmem_alloc_page(struct kvm_protmem_inode *pi,
  *
  * Return: the page, or an ERR_PTR: -ENOMEM, or -EHWPOISON if it is broken.
  */
-struct page *kvm_protmem_private_page(struct kvm_protmem_inode *pi,
-				      pgoff_t index)
+struct page *kvm_protmem_pool_page(struct kvm_protmem_inode *pi,
+				   pgoff_t index)
 {
 	struct page *page, *other;
 	gfn_t gfn;
@@ -291,7 +339,7 @@ struct page *kvm_protmem_private_page(struct kvm_protmem_inode *pi,
 			return ERR_PTR(xa_err(other));
 		page = other;
 	} else {
-		protmem_account_private(pi, 1);
+		protmem_account_pool(pi, 1);
 	}
 	protmem_account_blocks(pi);
 
@@ -341,10 +389,13 @@ struct folio *kvm_protmem_shared_folio(struct kvm_protmem_inode *pi,
  * @gfn: what the guest accessed.
  * @pfn: the result.
  * @page: set to the page if a reference to it was taken, else to NULL: a
- *	private page needs none, as it can't go away without an invalidation
+ *	page of the pool needs none, as it can't go away without an invalidation
  *	that the caller will notice.
  *
- * Return: 0 or a negative error.
+ * The caller holds kvm->srcu.  May sleep.
+ *
+ * Return: 0; -EFAULT or -EIO if @file no longer backs @slot; -ENOMEM;
+ * -EHWPOISON.
  */
 int kvm_protmem_get_pfn(struct file *file, struct kvm_memory_slot *slot,
 			gfn_t gfn, kvm_pfn_t *pfn, struct page **page)
@@ -364,13 +415,13 @@ int kvm_protmem_get_pfn(struct file *file, struct kvm_memory_slot *slot,
 	if (xa_load(&f->bindings, index) != slot)
 		return -EIO;
 
-	if (kvm_protmem_is_private(pi, index)) {
-		struct page *private = kvm_protmem_private_page(pi, index);
+	if (kvm_protmem_in_pool(pi, index)) {
+		struct page *unmapped = kvm_protmem_pool_page(pi, index);
 
-		if (IS_ERR(private))
-			return PTR_ERR(private);
+		if (IS_ERR(unmapped))
+			return PTR_ERR(unmapped);
 
-		*pfn = page_to_pfn(private);
+		*pfn = page_to_pfn(unmapped);
 		return 0;
 	}
 
@@ -386,8 +437,9 @@ int kvm_protmem_get_pfn(struct file *file, struct kvm_memory_slot *slot,
 
 /*
  * Where hidden memory may be mapped, now or once a slot says that it is hidden.
- * VM_MIXEDMAP and not VM_PFNMAP: KVM and VFIO would take what is mapped there
- * for device memory, and map it into the kernel or for a device.
+ * The caller holds the mmap_lock for writing.  VM_MIXEDMAP and not VM_PFNMAP:
+ * KVM and VFIO would take what is mapped there for device memory, and map it
+ * into the kernel or for a device.
  */
 void kvm_protmem_mmap(struct inode *inode, struct vm_area_struct *vma)
 {
@@ -401,7 +453,7 @@ void kvm_protmem_mmap(struct inode *inode, struct vm_area_struct *vma)
 static vm_fault_t protmem_fault_hidden(struct kvm_protmem_inode *pi,
 				       struct vm_fault *vmf)
 {
-	struct page *page = kvm_protmem_private_page(pi, vmf->pgoff);
+	struct page *page = kvm_protmem_pool_page(pi, vmf->pgoff);
 
 	if (IS_ERR(page))
 		return PTR_ERR(page) == -EHWPOISON ?
@@ -417,6 +469,9 @@ static vm_fault_t protmem_fault_hidden(struct kvm_protmem_inode *pi,
  * The folio is returned locked.  A conversion to private that waits for the
  * invalidate_lock will wait for the folio lock as well before it zaps the user
  * page tables, and so catches the entry that the caller is going to make.
+ *
+ * Return: VM_FAULT_LOCKED with @vmf->page; VM_FAULT_NOPAGE if the entry is made;
+ * VM_FAULT_SIGBUS for a private page; VM_FAULT_HWPOISON; VM_FAULT_OOM.
  */
 vm_fault_t kvm_protmem_fault_user_mapping(struct vm_fault *vmf)
 {
@@ -429,9 +484,9 @@ vm_fault_t kvm_protmem_fault_user_mapping(struct vm_fault *vmf)
 	if (pi->hidden)
 		return protmem_fault_hidden(pi, vmf);
 
-	if (kvm_protmem_is_private(pi, vmf->pgoff)) {
-		if (pi->kvm)
-			atomic64_inc(&pi->kvm->stat.generic.protmem_refused);
+	if (kvm_protmem_in_pool(pi, vmf->pgoff)) {
+		/* The VMA holds the file, and the file the VM. */
+		atomic64_inc(&pi->kvm->stat.generic.protmem_refused);
 		trace_kvm_protmem_refused(protmem_gfn(pi, vmf->pgoff));
 		return VM_FAULT_SIGBUS;
 	}
@@ -479,9 +534,10 @@ static void protmem_collect_shared(struct kvm_protmem_inode *pi,
 	}
 }
 
-static void protmem_collect_private(struct kvm_protmem_inode *pi,
-				    struct protmem_batch *b, pgoff_t start,
-				    pgoff_t *end)
+/* The same for the private pages. */
+static void protmem_collect_pool(struct kvm_protmem_inode *pi,
+				 struct protmem_batch *b, pgoff_t start,
+				 pgoff_t *end)
 {
 	struct page *page;
 	unsigned long index;
@@ -518,6 +574,58 @@ static pgoff_t protmem_recheck(const struct protmem_batch *guess,
 }
 
 /*
+ * Begins a conversion of [@start, *@end) for which @guess has what was allocated.
+ * The caller has the invalidate_lock exclusive by now.  Collects in @now what is
+ * populated, moves *@end to where that can be converted, and zaps it in the
+ * second stage, if there is any; the caller calls kvm_gmem_invalidate_end().
+ *
+ * Returns 0, with nothing done and *@end at @start if the state has changed; 1
+ * if [@start, *@end) is already as wanted; or -EAGAIN or -EPERM.
+ */
+static int protmem_begin(struct kvm_protmem_inode *pi,
+			 struct kvm_memory_slot *slot, bool make_private,
+			 const struct protmem_batch *guess,
+			 struct protmem_batch *now, pgoff_t start, pgoff_t *end)
+{
+	bool private;
+	int r;
+
+	if (slot && slot->gmem.leaving)
+		return -EAGAIN;
+
+	*end = protmem_run_end(pi, start, *end, &private);
+	if (private == make_private)
+		return 1;
+
+	if (make_private) {
+		protmem_collect_shared(pi, now, start, end);
+	} else {
+		/* With the latch closed only the guest may do that. */
+		r = slot ? 0 : protmem_may_drop(pi, start, *end, &start);
+		if (r)
+			return r;
+		protmem_collect_pool(pi, now, start, end);
+	}
+
+	*end = protmem_recheck(guess, now, start, *end);
+	if (*end > start && now->nr)
+		kvm_gmem_invalidate_start(pi->inode, start, *end);
+	return 0;
+}
+
+static void protmem_converted(struct kvm_protmem_inode *pi, pgoff_t start,
+			      pgoff_t end, long copied, bool private)
+{
+	protmem_account_pool(pi, private ? copied : -copied);
+	if (end == start)
+		return;
+
+	atomic64_add(end - start, &pi->kvm->stat.generic.protmem_conversions);
+	trace_kvm_protmem_convert(protmem_gfn(pi, start), end - start, copied,
+				  private);
+}
+
+/*
  * Makes the shared pages of [*@pos, @end) private and keeps their contents,
  * one batch of them.  @slot is the one a guest asked by, NULL for userspace:
  * only the guest's asking closes the latch.
@@ -530,8 +638,8 @@ static int protmem_make_private(struct kvm_protmem_inode *pi, pgoff_t *pos,
 {
 	struct address_space *mapping = pi->inode->i_mapping;
 	struct protmem_batch b = {}, now = {};
-	pgoff_t start = *pos, zapped;
 	bool private, used[PROTMEM_BATCH] = {};
+	pgoff_t start = *pos, zapped;
 	unsigned int i, j;
 	int r = 0;
 
@@ -572,23 +680,14 @@ static int protmem_make_private(struct kvm_protmem_inode *pi, pgoff_t *pos,
 
 	filemap_invalidate_lock(mapping);
 
-	if (slot && slot->gmem.leaving) {
-		r = -EAGAIN;
-		goto out_unlock;
-	}
-
-	end = protmem_run_end(pi, start, end, &private);
-	if (private)
+	r = protmem_begin(pi, slot, true, &b, &now, start, &end);
+	if (r == 1) {
+		r = 0;
 		goto done;
-
-	protmem_collect_shared(pi, &now, start, &end);
-	end = protmem_recheck(&b, &now, start, end);
-	if (end == start)
+	}
+	if (r || end == start)
 		goto out_unlock;
-
 	zapped = end;
-	if (now.nr)
-		kvm_gmem_invalidate_start(pi->inode, start, zapped);
 
 	for (i = 0, j = 0; i < now.nr && now.index[i] < end; i++) {
 		struct folio *folio;
@@ -648,9 +747,7 @@ static int protmem_make_private(struct kvm_protmem_inode *pi, pgoff_t *pos,
 
 	for (j = 0, i = 0; j < b.nr; j++)
 		i += used[j];
-	protmem_account_private(pi, i);
-	atomic64_add(end - start, &pi->kvm->stat.generic.protmem_conversions);
-	trace_kvm_protmem_convert(protmem_gfn(pi, start), end - start, i, true);
+	protmem_converted(pi, start, end, i, true);
 done:
 	if (!r && slot) {
 		WRITE_ONCE(pi->kvm->protmem.latched, true);
@@ -672,7 +769,7 @@ out_unlock:
 
 /*
  * Makes the private pages of [*@pos, @end) shared and keeps their contents,
- * one batch of them.  With the latch closed only the guest may do that.
+ * one batch of them.  @slot is NULL for userspace.
  *
  * The private pages stay in place until every step that can fail has
  * succeeded.  Whatever was copied out of them by then and is not going to be
@@ -695,7 +792,7 @@ static int protmem_make_shared(struct kvm_protmem_inode *pi, pgoff_t *pos,
 		*pos = end;
 		return 0;
 	}
-	protmem_collect_private(pi, &b, start, &end);
+	protmem_collect_pool(pi, &b, start, &end);
 	filemap_invalidate_unlock_shared(mapping);
 
 	for (i = 0; i < b.nr; i++) {
@@ -716,29 +813,15 @@ static int protmem_make_shared(struct kvm_protmem_inode *pi, pgoff_t *pos,
 
 	filemap_invalidate_lock(mapping);
 
-	if (slot && slot->gmem.leaving) {
-		r = -EAGAIN;
-		goto out_unlock;
-	}
-
-	end = protmem_run_end(pi, start, end, &private);
-	if (!private) {
+	r = protmem_begin(pi, slot, false, &b, &now, start, &end);
+	if (r == 1) {
+		r = 0;
 		*pos = end;
 		goto out_unlock;
 	}
-	if (!slot && READ_ONCE(pi->kvm->protmem.latched)) {
-		r = -EPERM;
+	if (r || end == start)
 		goto out_unlock;
-	}
-
-	protmem_collect_private(pi, &now, start, &end);
-	end = protmem_recheck(&b, &now, start, end);
-	if (end == start)
-		goto out_unlock;
-
 	zapped = end;
-	if (now.nr)
-		kvm_gmem_invalidate_start(pi->inode, start, zapped);
 
 	for (i = 0, j = 0; i < now.nr && now.index[i] < end; i++, done++) {
 		struct folio *folio;
@@ -803,10 +886,7 @@ static int protmem_make_shared(struct kvm_protmem_inode *pi, pgoff_t *pos,
 	if (now.nr)
 		kvm_gmem_invalidate_end(pi->inode, start, zapped);
 
-	protmem_account_private(pi, -(long)done);
-	atomic64_add(end - start, &pi->kvm->stat.generic.protmem_conversions);
-	trace_kvm_protmem_convert(protmem_gfn(pi, start), end - start, done,
-				  false);
+	protmem_converted(pi, start, end, done, false);
 	*pos = end;
 out_unlock:
 	filemap_invalidate_unlock(mapping);
@@ -843,16 +923,13 @@ static int protmem_drop_range(struct kvm_protmem_inode *pi, pgoff_t *pos,
 	struct address_space *mapping = pi->inode->i_mapping;
 	pgoff_t start = *pos;
 	bool populated;
-	int r = 0;
+	int r;
 
 	filemap_invalidate_lock(mapping);
 
-	if (READ_ONCE(pi->kvm->protmem.latched) &&
-	    protmem_find_private(pi, start, end) < end) {
-		*pos = protmem_find_private(pi, start, end);
-		r = -EPERM;
+	r = protmem_may_drop(pi, start, end, pos);
+	if (r)
 		goto out;
-	}
 
 	populated = mapping->nrpages || !xa_empty(&pi->pages);
 	if (populated)
@@ -870,7 +947,7 @@ static int protmem_drop_range(struct kvm_protmem_inode *pi, pgoff_t *pos,
 	if (populated) {
 		kvm_gmem_invalidate_start(pi->inode, start, end);
 		protmem_drop_shared(pi, start, end);
-		protmem_drop_private(pi, start, end);
+		protmem_drop_pool(pi, start, end);
 		kvm_gmem_invalidate_end(pi->inode, start, end);
 	}
 	*pos = end;
@@ -879,18 +956,21 @@ out:
 	return r;
 }
 
+/*
+ * fallocate() with FALLOC_FL_PUNCH_HOLE of the pages in [@start, @end), which may
+ * be beyond the end of the file.  The state stays what it is.  Returns 0, -EPERM
+ * if the latch is closed on one of them, or -EINTR after a part.
+ */
 long kvm_protmem_punch_hole(struct inode *inode, pgoff_t start, pgoff_t end)
 {
 	struct kvm_protmem_inode *pi = kvm_protmem(inode);
-	int r = 0;
+	int r;
 
 	end = min_t(pgoff_t, end, i_size_read(inode) >> PAGE_SHIFT);
 
 	/* All or nothing as far as the latch goes; it can close meanwhile. */
 	filemap_invalidate_lock_shared(inode->i_mapping);
-	if (READ_ONCE(pi->kvm->protmem.latched) &&
-	    protmem_find_private(pi, start, end) < end)
-		r = -EPERM;
+	r = protmem_may_drop(pi, start, end, &start);
 	filemap_invalidate_unlock_shared(inode->i_mapping);
 
 	while (!r && start < end) {
@@ -903,6 +983,11 @@ long kvm_protmem_punch_hole(struct inode *inode, pgoff_t start, pgoff_t end)
 	return r;
 }
 
+/*
+ * fallocate() of the pages in [@start, @end), within the file: populates them in
+ * the state that they have.  Returns 0, or -EINTR, -ENOMEM or -EHWPOISON after a
+ * part.
+ */
 long kvm_protmem_allocate(struct inode *inode, pgoff_t start, pgoff_t end)
 {
 	struct kvm_protmem_inode *pi = kvm_protmem(inode);
@@ -914,10 +999,10 @@ long kvm_protmem_allocate(struct inode *inode, pgoff_t start, pgoff_t end)
 		scoped_guard(rwsem_read, &inode->i_mapping->invalidate_lock) {
 			struct folio *folio;
 
-			if (kvm_protmem_is_private(pi, start)) {
+			if (kvm_protmem_in_pool(pi, start)) {
 				struct page *page;
 
-				page = kvm_protmem_private_page(pi, start);
+				page = kvm_protmem_pool_page(pi, start);
 				if (IS_ERR(page))
 					return PTR_ERR(page);
 				continue;
@@ -935,24 +1020,14 @@ long kvm_protmem_allocate(struct inode *inode, pgoff_t start, pgoff_t end)
 	return 0;
 }
 
-/**
- * kvm_protmem_convert_gfns - one step of a conversion that the guest asks for
- * @kvm: the VM; the caller holds kvm->srcu.
- * @gfn: where to begin, moved to where this step ended.
- * @end: the end of the range, exclusive.
- * @private: what the pages are to become; their contents are kept.
- *
- * What is already as wanted is skipped in the time it takes to look at the
- * ranges.  Memory that can't be private is shared already, and can't be made
- * private.  May sleep.
- *
- * Return: 0 to be called again until *@gfn is @end; -EAGAIN if a memslot is
- * changing right now, which can't finish before the caller drops kvm->srcu;
- * -EINVAL if the memory can't be private; otherwise the error of the host that
- * stopped it, e.g. -ENOMEM, -EHWPOISON.
+/*
+ * One step of kvm_protmem_convert_range(): what is in one slot, and one batch of
+ * populated pages there.  Moves *@gfn to where it ended; 0 if there is no error,
+ * -EAGAIN if a memslot is changing right now, which can't finish before the
+ * caller drops kvm->srcu, or another error of the caller's.
  */
-int kvm_protmem_convert_gfns(struct kvm *kvm, gfn_t *gfn, gfn_t end,
-			     bool private)
+static int protmem_convert_gfns(struct kvm *kvm, gfn_t *gfn, gfn_t end,
+				bool private)
 {
 	struct kvm_memory_slot *slot;
 	struct kvm_memslot_iter iter;
@@ -977,7 +1052,7 @@ int kvm_protmem_convert_gfns(struct kvm *kvm, gfn_t *gfn, gfn_t end,
 		return -EAGAIN;
 
 	end = min(end, slot->base_gfn + slot->npages);
-	if (!kvm_slot_is_protected(slot)) {
+	if (!kvm_slot_has_private_pages(slot)) {
 		if (private)
 			return -EINVAL;
 		*gfn = end;
@@ -1001,6 +1076,49 @@ int kvm_protmem_convert_gfns(struct kvm *kvm, gfn_t *gfn, gfn_t end,
 	return r;
 }
 
+/**
+ * kvm_protmem_convert_range - what a guest asks for by a hypercall
+ * @vcpu: the vCPU, in KVM_RUN.
+ * @gfn: where to begin, moved to where it ended.
+ * @end: the end of the range, exclusive, above *@gfn.
+ * @private: what the pages are to become; their contents are kept.
+ *
+ * What is already as wanted is skipped in the time it takes to look at the
+ * ranges, so that the guest may execute the hypercall again from the beginning.
+ * Memory that can't be private is shared already, and can't be made private.
+ * May sleep, and drops kvm->srcu in between.
+ *
+ * Return: 0 when *@gfn is @end; -EINVAL if the memory at *@gfn can't be private;
+ * otherwise what an exit handler returns to have the guest execute the hypercall
+ * again: 1 if there is something else to do first, -EINTR for a signal, with the
+ * exit reason set, or the error of the host that stopped it, e.g. -ENOMEM,
+ * -EHWPOISON.
+ */
+int kvm_protmem_convert_range(struct kvm_vcpu *vcpu, gfn_t *gfn, gfn_t end,
+			      bool private)
+{
+	for (;;) {
+		int r = protmem_convert_gfns(vcpu->kvm, gfn, end, private);
+
+		/* The memslot update waits for this vCPU to drop kvm->srcu. */
+		if (r == -EAGAIN)
+			return 1;
+		if (r || *gfn == end)
+			return r;
+
+		if (signal_pending(current)) {
+			kvm_handle_signal_exit(vcpu);
+			return -EINTR;
+		}
+		if (kvm_request_pending(vcpu))
+			return 1;
+		/* A long range must not keep memslot updates waiting. */
+		kvm_vcpu_srcu_read_unlock(vcpu);
+		cond_resched();
+		kvm_vcpu_srcu_read_lock(vcpu);
+	}
+}
+
 /*
  * KVM_SET_MEMORY_ATTRIBUTES2 on a guest_memfd.  @attrs->error_offset is where
  * it stopped.
@@ -1020,11 +1138,7 @@ static int protmem_set_attributes(struct kvm_protmem_inode *pi,
 	 */
 	if (!private || !keep) {
 		filemap_invalidate_lock_shared(pi->inode->i_mapping);
-		if (READ_ONCE(pi->kvm->protmem.latched) &&
-		    protmem_find_private(pi, pos, end) < end) {
-			pos = protmem_find_private(pi, pos, end);
-			r = -EPERM;
-		}
+		r = protmem_may_drop(pi, pos, end, &pos);
 		filemap_invalidate_unlock_shared(pi->inode->i_mapping);
 	}
 
@@ -1063,9 +1177,11 @@ static void protmem_get_attributes(struct kvm_protmem_inode *pi,
 	attrs->attributes = private ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0;
 }
 
-long kvm_protmem_ioctl(struct inode *inode, unsigned int ioctl,
+/* KVM_SET_MEMORY_ATTRIBUTES2 and KVM_GET_MEMORY_ATTRIBUTES2; -ENOTTY if neither. */
+long kvm_protmem_ioctl(struct file *file, unsigned int ioctl,
 		       unsigned long arg)
 {
+	struct inode *inode = file_inode(file);
 	struct kvm_protmem_inode *pi = kvm_protmem(inode);
 	void __user *argp = (void __user *)arg;
 	struct kvm_memory_attributes2 attrs;
@@ -1079,7 +1195,7 @@ long kvm_protmem_ioctl(struct inode *inode, unsigned int ioctl,
 		return -EFAULT;
 
 	/* Page states exist once a slot has said that there are some. */
-	if (!pi || !smp_load_acquire(&pi->protected))
+	if (!pi || !smp_load_acquire(&pi->convertible))
 		return -EINVAL;
 
 	if (memchr_inv(attrs.reserved, 0, sizeof(attrs.reserved)))
@@ -1161,7 +1277,7 @@ int kvm_protmem_create(struct inode *inode, struct kvm *kvm)
 		if (!kvm_arch_protmem_can_hide(kvm))
 			return -EINVAL;
 		/* For what can't be added to such a VM later. */
-		kvm->protmem.hides = true;
+		kvm->protmem.unmaps = true;
 	} else if (!kvm_has_protected_memory(kvm) ||
 		   (flags & PROTMEM_GMEM_FLAGS) != PROTMEM_GMEM_FLAGS) {
 		return 0;
@@ -1234,14 +1350,14 @@ void kvm_protmem_release(struct inode *inode)
 	lockdep_assert_held(&kvm->slots_lock);
 	lockdep_assert_held_write(&inode->i_mapping->invalidate_lock);
 
-	if (READ_ONCE(kvm->protmem.latched) && pi->protected)
+	if (READ_ONCE(kvm->protmem.latched) && pi->convertible)
 		kvm_vm_dead(kvm);
 
 	/* The pages live on until the inode is evicted, the VM may not. */
 	list_del_init(&pi->entry);
 	atomic64_sub(inode->i_mapping->nrpages << PAGE_SHIFT,
 		     &kvm->stat.generic.protmem_shared_bytes);
-	atomic64_sub(atomic_long_read(&pi->nr_private) << PAGE_SHIFT,
+	atomic64_sub(atomic_long_read(&pi->nr_pool) << PAGE_SHIFT,
 		     &kvm->stat.generic.protmem_private_bytes);
 	scoped_guard(spinlock, &pi->acct_lock)
 		atomic64_sub(pi->acct_bytes,
@@ -1249,8 +1365,11 @@ void kvm_protmem_release(struct inode *inode)
 	pi->kvm = NULL;
 }
 
-/* The inode goes: nobody else can reach it, and no file of it is left. */
-void kvm_protmem_evict(struct inode *inode)
+/*
+ * The inode goes: nobody else can reach it, no file of it is left, and the page
+ * cache is empty.  Also called for one that never got as far as having a file.
+ */
+void kvm_protmem_destroy(struct inode *inode)
 {
 	struct kvm_protmem_inode *pi = kvm_protmem(inode);
 
@@ -1262,7 +1381,7 @@ void kvm_protmem_evict(struct inode *inode)
 	pi->kvm = NULL;
 
 	unmapped_pool_unregister(pi->pool);
-	protmem_drop_private(pi, 0, i_size_read(inode) >> PAGE_SHIFT);
+	protmem_drop_pool(pi, 0, i_size_read(inode) >> PAGE_SHIFT);
 	WARN_ON_ONCE(!xa_empty(&pi->pages));
 	xa_destroy(&pi->pages);
 
@@ -1278,11 +1397,13 @@ void kvm_protmem_evict(struct inode *inode)
 #define PROTMEM_SLOT_FLAGS	(KVM_MEM_UNMAP_DIRECT | KVM_MEM_UNMAP_USER)
 
 /*
- * What memslot flags of the two @kvm can have, given that userspace asks for
- * @flags, guest_memfd among them.
+ * Which of the two memslot flags are valid, given that userspace asks for @flags.
  */
 u32 kvm_protmem_valid_slot_flags(struct kvm *kvm, u32 flags)
 {
+	if (!(flags & KVM_MEM_GUEST_MEMFD))
+		return 0;
+
 	switch (flags & PROTMEM_SLOT_FLAGS) {
 	case PROTMEM_SLOT_FLAGS:
 		return kvm_has_private_pages(kvm) ? PROTMEM_SLOT_FLAGS : 0;
@@ -1310,6 +1431,9 @@ static bool protmem_hides_too_late(struct kvm_protmem_inode *pi,
  * What protects the memory is a property of the inode, fixed by the first
  * slot, and so is the gfn of each index once it is bound: nothing but the
  * guest's own address may lead to a page.  The caller holds slots_lock.
+ *
+ * Return: 0; -EINVAL if it can't, or -EPERM if it could but for a gfn and the
+ * latch is closed.
  */
 int kvm_protmem_check_bind(struct inode *inode, struct kvm_memory_slot *slot)
 {
@@ -1334,7 +1458,7 @@ int kvm_protmem_check_bind(struct inode *inode, struct kvm_memory_slot *slot)
 	if (pi->bound && pi->slot_flags != flags)
 		return -EINVAL;
 	if ((gmem_flags & GUEST_MEMFD_FLAG_NO_DIRECT_MAP) &&
-	    kvm_slot_is_protected(slot))
+	    kvm_slot_has_private_pages(slot))
 		return -EINVAL;
 	if (protmem_hides_too_late(pi, slot))
 		return -EINVAL;
@@ -1394,9 +1518,9 @@ int kvm_protmem_bind(struct inode *inode, struct kvm_memory_slot *slot)
 			return r;
 	}
 
-	if (kvm_slot_is_protected(slot))
+	if (kvm_slot_has_private_pages(slot))
 		/* Pairs with kvm_protmem_ioctl(). */
-		smp_store_release(&pi->protected, true);
+		smp_store_release(&pi->convertible, true);
 	else if (slot->flags & KVM_MEM_UNMAP_DIRECT)
 		protmem_set_hidden(pi, inode);
 
@@ -1422,10 +1546,11 @@ int kvm_protmem_slot_leave(struct kvm *kvm, struct kvm_memory_slot *slot)
 {
 	struct kvm_protmem_inode *pi;
 	pgoff_t start, end;
+	int r;
 
 	lockdep_assert_held(&kvm->slots_lock);
 
-	if (!kvm_slot_is_protected(slot))
+	if (!kvm_slot_has_private_pages(slot))
 		return 0;
 
 	CLASS(gmem_get_file, file)(slot);
@@ -1445,19 +1570,21 @@ int kvm_protmem_slot_leave(struct kvm *kvm, struct kvm_memory_slot *slot)
 
 	guard(rwsem_write)(&file_inode(file)->i_mapping->invalidate_lock);
 
-	if (READ_ONCE(kvm->protmem.latched) &&
-	    protmem_find_private(pi, start, end) < end)
-		return -EPERM;
-
-	slot->gmem.leaving = true;
-	return 0;
+	r = protmem_may_drop(pi, start, end, &start);
+	if (!r)
+		slot->gmem.leaving = true;
+	return r;
 }
 
+/*
+ * After kvm_protmem_slot_leave(), @slot could not be deleted and is active again.
+ * The caller still holds slots_lock.
+ */
 void kvm_protmem_slot_stay(struct kvm *kvm, struct kvm_memory_slot *slot)
 {
 	lockdep_assert_held(&kvm->slots_lock);
 
-	if (!kvm_slot_is_protected(slot))
+	if (!kvm_slot_has_private_pages(slot))
 		return;
 
 	CLASS(gmem_get_file, file)(slot);
@@ -1496,7 +1623,7 @@ static bool protmem_reset_step(struct kvm_protmem_inode *pi)
 		    i_size_read(pi->inode) >> PAGE_SHIFT);
 	kvm_gmem_invalidate_start(pi->inode, start, end);
 	protmem_drop_shared(pi, start, end);
-	protmem_drop_private(pi, start, end);
+	protmem_drop_pool(pi, start, end);
 	kvm_gmem_invalidate_end(pi->inode, start, end);
 	return false;
 }
@@ -1531,7 +1658,7 @@ int kvm_protmem_reset(struct kvm *kvm)
 
 	mutex_lock(&kvm->slots_lock);
 	list_for_each_entry(pi, &kvm->protmem.inodes, entry) {
-		if (!pi->protected)
+		if (!pi->convertible)
 			continue;
 
 		while (!protmem_reset_step(pi)) {
@@ -1563,6 +1690,7 @@ int kvm_protmem_reset(struct kvm *kvm)
 	return 0;
 }
 
+/* For every VM, before anyone else knows it. */
 void kvm_protmem_init_vm(struct kvm *kvm)
 {
 	INIT_LIST_HEAD(&kvm->protmem.inodes);
@@ -1587,7 +1715,7 @@ u64 kvm_protmem_supported_caps(struct kvm *kvm)
 	return kvm_arch_protmem_supported_caps(kvm);
 }
 
-/* KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES */
+/* KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES; @kvm as above. */
 u64 kvm_protmem_supported_attributes(struct kvm *kvm)
 {
 	if (kvm ? kvm_has_private_pages(kvm) : !!kvm_protmem_supported_caps(NULL))
@@ -1596,7 +1724,10 @@ u64 kvm_protmem_supported_attributes(struct kvm *kvm)
 	return 0;
 }
 
-/* GUEST_MEMFD_FLAG_NO_DIRECT_MAP, which needs no KVM_ENABLE_CAP. */
+/*
+ * GUEST_MEMFD_FLAG_NO_DIRECT_MAP, which needs no KVM_ENABLE_CAP; @kvm as above.
+ * kvm_protmem_create() looks again, under kvm->lock.
+ */
 bool kvm_protmem_supports_no_direct_map(struct kvm *kvm)
 {
 	const char *why;
@@ -1604,10 +1735,15 @@ bool kvm_protmem_supports_no_direct_map(struct kvm *kvm)
 	return unmapped_pool_supported(&why) && kvm_arch_protmem_can_hide(kvm);
 }
 
+/*
+ * KVM_ENABLE_CAP(KVM_CAP_PROTECTED_MEMORY).  Takes kvm->lock and slots_lock.
+ * Returns 0; -EINVAL for what can't be had, in itself or by this VM; -EBUSY if
+ * it is too late, because there is a vCPU, a memslot, or the capability already.
+ */
 int kvm_protmem_enable_cap(struct kvm *kvm, const struct kvm_enable_cap *cap)
 {
 	u64 caps = cap->args[0], exits = cap->args[1];
-	int i, r;
+	int r;
 
 	if (cap->flags || cap->args[2] || cap->args[3])
 		return -EINVAL;
@@ -1627,11 +1763,9 @@ int kvm_protmem_enable_cap(struct kvm *kvm, const struct kvm_enable_cap *cap)
 	guard(mutex)(&kvm->lock);
 	guard(mutex)(&kvm->slots_lock);
 
-	if (kvm->created_vcpus || kvm_has_protected_memory(kvm))
+	if (kvm->created_vcpus || kvm_has_protected_memory(kvm) ||
+	    !kvm_are_all_memslots_empty(kvm))
 		return -EBUSY;
-	for (i = 0; i < kvm_arch_nr_memslot_as_ids(kvm); i++)
-		if (!kvm_memslots_empty(__kvm_memslots(kvm, i)))
-			return -EBUSY;
 
 	kvm->protmem.exit_flags = exits;
 	kvm->protmem.caps = caps;
@@ -1639,5 +1773,7 @@ int kvm_protmem_enable_cap(struct kvm *kvm, const struct kvm_enable_cap *cap)
 	r = kvm_arch_protmem_enable(kvm);
 	if (r)
 		kvm->protmem.caps = 0;
+	else
+		kvm->protmem.unmaps = true;
 	return r;
 }

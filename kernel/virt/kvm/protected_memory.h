@@ -21,26 +21,27 @@ struct unmapped_pool;
  * @kvm: the one VM this inode belongs to, NULL once its file is released.
  * @pool: where the private pages come from.
  * @state: ranges of indices that are private; what is not in it is shared.
- * @pages: the private pages by index.  A private index that is not in it is
- *	empty.  The page cache holds the shared folios and nothing else.  With
- *	@hidden all pages are in here, whatever @state says.
+ * @pages: the pages of @pool by index: what is private, or with @hidden
+ *	everything, whatever @state says.  An index that is to be in it but is
+ *	not is empty.  The page cache holds the shared folios and nothing else.
  * @gfns: ranges of indices that have ever been bound, with the distance of
  *	their gfns (kvm_protmem_gfn()).  Ranges are added and never removed.
  * @bound: a slot has been bound, @slot_flags are fixed.
  * @slot_flags: which of KVM_MEM_UNMAP_DIRECT and KVM_MEM_UNMAP_USER its slots
  *	have.
- * @protected: both; pages have a state.
+ * @convertible: both; pages have a state.
  * @hidden: KVM_MEM_UNMAP_DIRECT alone, or GUEST_MEMFD_FLAG_NO_DIRECT_MAP: no
  *	page has a kernel alias, but userspace maps them.
  * @may_hide: may be, or become, @hidden; fixed when the inode is made.
- * @nr_private: how many pages @pages has.
- * @acct_lock: protects @acct_bytes.
+ * @nr_pool: how many pages @pages has.
+ * @acct_lock: protects @acct_bytes, innermost.
  * @acct_bytes: what of @pool the statistics of @kvm contain.
  * @entry: in kvm_protmem.inodes, protected by slots_lock.
  *
- * The inode's invalidate_lock protects all but @acct_bytes, @pool and @entry:
- * held shared to read @state and @gfns and to add to @pages, held exclusive
- * for everything else.
+ * The inode's invalidate_lock is held shared to read @state and @gfns and to add
+ * to @pages, exclusive to change anything else.  Without it: @inode, @pool and
+ * @may_hide don't change, @nr_pool is atomic, @acct_bytes and @entry have locks
+ * of their own, and @convertible is read by those who can live with the past.
  */
 struct kvm_protmem_inode {
 	struct inode *inode;
@@ -51,11 +52,11 @@ struct kvm_protmem_inode {
 	struct maple_tree gfns;
 	u32 slot_flags;
 	bool bound;
-	bool protected;
+	bool convertible;
 	bool hidden;
 	bool may_hide;
-	atomic_long_t nr_private;
-	spinlock_t acct_lock;	/* protects acct_bytes */
+	atomic_long_t nr_pool;
+	spinlock_t acct_lock;	/* acct_bytes */
 	u64 acct_bytes;
 	struct list_head entry;
 };
@@ -63,10 +64,10 @@ struct kvm_protmem_inode {
 #ifdef CONFIG_KVM_PROTECTED_MEMORY
 
 /*
- * Is @index backed by @pages, and not by the page cache?  The caller holds the
- * invalidate_lock.
+ * Is @index backed by @pages, and not by the page cache, because it is private
+ * or because all is hidden?  The caller holds the invalidate_lock.
  */
-static inline bool kvm_protmem_is_private(struct kvm_protmem_inode *pi,
+static inline bool kvm_protmem_in_pool(struct kvm_protmem_inode *pi,
 					  pgoff_t index)
 {
 	MA_STATE(mas, &pi->state, index, index);
@@ -79,7 +80,7 @@ static inline bool kvm_protmem_is_private(struct kvm_protmem_inode *pi,
 int kvm_protmem_create(struct inode *inode, struct kvm *kvm);
 void kvm_protmem_attach(struct inode *inode);
 void kvm_protmem_release(struct inode *inode);
-void kvm_protmem_evict(struct inode *inode);
+void kvm_protmem_destroy(struct inode *inode);
 int kvm_protmem_check_bind(struct inode *inode, struct kvm_memory_slot *slot);
 int kvm_protmem_bind(struct inode *inode, struct kvm_memory_slot *slot);
 int kvm_protmem_get_pfn(struct file *file, struct kvm_memory_slot *slot,
@@ -88,9 +89,9 @@ void kvm_protmem_mmap(struct inode *inode, struct vm_area_struct *vma);
 vm_fault_t kvm_protmem_fault_user_mapping(struct vm_fault *vmf);
 long kvm_protmem_punch_hole(struct inode *inode, pgoff_t start, pgoff_t end);
 long kvm_protmem_allocate(struct inode *inode, pgoff_t start, pgoff_t end);
-long kvm_protmem_ioctl(struct inode *inode, unsigned int ioctl,
+long kvm_protmem_ioctl(struct file *file, unsigned int ioctl,
 		       unsigned long arg);
-struct page *kvm_protmem_private_page(struct kvm_protmem_inode *pi,
+struct page *kvm_protmem_pool_page(struct kvm_protmem_inode *pi,
 				      pgoff_t index);
 struct folio *kvm_protmem_shared_folio(struct kvm_protmem_inode *pi,
 				       pgoff_t index);
@@ -102,6 +103,9 @@ static inline struct kvm_protmem_inode *kvm_protmem(struct inode *inode)
 
 #else
 
+/* For struct file_operations. */
+#define kvm_protmem_ioctl	NULL
+
 static inline int kvm_protmem_create(struct inode *inode, struct kvm *kvm)
 {
 	return 0;
@@ -109,7 +113,7 @@ static inline int kvm_protmem_create(struct inode *inode, struct kvm *kvm)
 
 static inline void kvm_protmem_attach(struct inode *inode) { }
 static inline void kvm_protmem_release(struct inode *inode) { }
-static inline void kvm_protmem_evict(struct inode *inode) { }
+static inline void kvm_protmem_destroy(struct inode *inode) { }
 
 static inline int kvm_protmem_check_bind(struct inode *inode,
 					 struct kvm_memory_slot *slot)
@@ -150,12 +154,6 @@ static inline long kvm_protmem_allocate(struct inode *inode, pgoff_t start,
 					pgoff_t end)
 {
 	return -EIO;
-}
-
-static inline long kvm_protmem_ioctl(struct inode *inode, unsigned int ioctl,
-				     unsigned long arg)
-{
-	return -ENOTTY;
 }
 
 static inline struct kvm_protmem_inode *kvm_protmem(struct inode *inode)

@@ -13,10 +13,8 @@
  * over its registers.  An ioctl that looks at guest memory with registers which
  * userspace has made up meets an error instead.
  */
-#include <linux/highmem.h>
 #include <linux/kvm_host.h>
 #include <linux/pagemap.h>
-#include <linux/uaccess.h>
 #include <linux/unmapped_pool.h>
 
 #include "protected_memory.h"
@@ -29,13 +27,13 @@ struct protmem_access {
 	const void *from;	/* WRITE, CMPXCHG */
 };
 
-static bool protmem_window_is_open(struct kvm_vcpu *vcpu)
+static bool protmem_access_allowed(struct kvm_vcpu *vcpu)
 {
-	return vcpu->protmem_window && vcpu == kvm_get_running_vcpu();
+	return vcpu->protmem_in_run && vcpu == kvm_get_running_vcpu();
 }
 
-static int protmem_access_private(struct page *page,
-				  const struct protmem_access *a)
+static int protmem_access_pool(struct page *page,
+			       const struct protmem_access *a)
 {
 	switch (a->op) {
 	case PROTMEM_READ:
@@ -116,15 +114,15 @@ static int protmem_access(struct kvm_vcpu *vcpu, struct kvm_memory_slot *slot,
 	/* What is read stays what it is until the access is over. */
 	guard(rwsem_read)(&file_inode(file)->i_mapping->invalidate_lock);
 
-	if (kvm_protmem_is_private(pi, index)) {
-		if (!protmem_window_is_open(vcpu))
-			return -EFAULT;
+	if (kvm_protmem_in_pool(pi, index)) {
+		if (!protmem_access_allowed(vcpu))
+			return -EACCES;
 
-		page = kvm_protmem_private_page(pi, index);
+		page = kvm_protmem_pool_page(pi, index);
 		if (IS_ERR(page))
 			return PTR_ERR(page);
 
-		return protmem_access_private(page, a);
+		return protmem_access_pool(page, a);
 	}
 
 	folio = kvm_protmem_shared_folio(pi, index);
@@ -142,9 +140,9 @@ static int protmem_access(struct kvm_vcpu *vcpu, struct kvm_memory_slot *slot,
 }
 
 /**
- * kvm_protmem_read - read from a protected slot for a vCPU's instruction
+ * kvm_protmem_read - read from a slot with private pages for an instruction
  * @vcpu: the vCPU.
- * @slot: a protected slot of the VM that contains @gfn; kvm->srcu is held.
+ * @slot: a slot with private pages that contains @gfn; kvm->srcu is held.
  * @gfn: the page.
  * @data: where to, kernel memory.
  * @offset: in bytes from the start of the page.
@@ -152,8 +150,9 @@ static int protmem_access(struct kvm_vcpu *vcpu, struct kvm_memory_slot *slot,
  *
  * May sleep.
  *
- * Return: 0; -EAGAIN if the slot is being deleted; -EFAULT if the page is
- * private and the window is not open; -ENOMEM; -EHWPOISON.
+ * Return: 0; -EAGAIN if the slot is being deleted; -EACCES if the page is
+ * private and @vcpu is not in KVM_RUN; -EFAULT if the guest_memfd is gone;
+ * -ENOMEM; -EHWPOISON.
  */
 int kvm_protmem_read(struct kvm_vcpu *vcpu, struct kvm_memory_slot *slot,
 		     gfn_t gfn, void *data, unsigned int offset,
@@ -169,7 +168,19 @@ int kvm_protmem_read(struct kvm_vcpu *vcpu, struct kvm_memory_slot *slot,
 	return protmem_access(vcpu, slot, gfn, &a);
 }
 
-/* Like kvm_protmem_read(), but write @data. */
+/**
+ * kvm_protmem_write - write to a slot with private pages for an instruction
+ * @vcpu: as for kvm_protmem_read().
+ * @slot: likewise.
+ * @gfn: likewise.
+ * @data: what to write, kernel memory.
+ * @offset: in bytes from the start of the page.
+ * @len: in bytes, not beyond the end of the page.
+ *
+ * May sleep.
+ *
+ * Return: as for kvm_protmem_read(); after -EHWPOISON a part may be written.
+ */
 int kvm_protmem_write(struct kvm_vcpu *vcpu, struct kvm_memory_slot *slot,
 		      gfn_t gfn, const void *data, unsigned int offset,
 		      unsigned int len)
@@ -185,11 +196,12 @@ int kvm_protmem_write(struct kvm_vcpu *vcpu, struct kvm_memory_slot *slot,
 }
 
 /**
- * kvm_protmem_cmpxchg - compare and exchange in a protected slot
+ * kvm_protmem_cmpxchg - compare and exchange in a slot with private pages
  * @vcpu: as for kvm_protmem_read().
  * @slot: likewise.
  * @gfn: likewise.
- * @offset: in bytes from the start of the page, a multiple of @len.
+ * @offset: in bytes from the start of the page.  The operand is within the page
+ *	and, if the CPU detects split locks, within a cache line.
  * @old: the value to compare with; what was found instead on a mismatch.
  * @new: the value to store.
  * @len: 1, 2, 4 or 8 bytes.

@@ -71,6 +71,15 @@ early_param("kvm_protected_guest", parse_kvm_protected_guest);
  * private memory it can't.  That happens to a guest whose CPU model is not of
  * the host's vendor: fail rather than crash.
  */
+#define map_gpa_range_asm(instruction)					\
+	asm volatile("1:	" instruction "\n"				\
+		     "2:\n"						\
+		     _ASM_EXTABLE_TYPE_REG(1b, 2b, EX_TYPE_EFAULT_REG, %[ret]) \
+		     : [ret] "=a" (ret)					\
+		     : "a" (KVM_HC_MAP_GPA_RANGE), "b" (gpa),		\
+		       "c" (npages), "d" (attrs)			\
+		     : "memory")
+
 static long map_gpa_range_hypercall(unsigned long gpa, unsigned long npages,
 				    unsigned long attrs)
 {
@@ -78,21 +87,9 @@ static long map_gpa_range_hypercall(unsigned long gpa, unsigned long npages,
 
 	if (boot_cpu_data.x86_vendor == X86_VENDOR_AMD ||
 	    boot_cpu_data.x86_vendor == X86_VENDOR_HYGON)
-		asm volatile("1:	vmmcall\n"
-			     "2:\n"
-			     _ASM_EXTABLE_TYPE_REG(1b, 2b, EX_TYPE_EFAULT_REG, %[ret])
-			     : [ret] "=a" (ret)
-			     : "a" (KVM_HC_MAP_GPA_RANGE), "b" (gpa),
-			       "c" (npages), "d" (attrs)
-			     : "memory");
+		map_gpa_range_asm("vmmcall");
 	else
-		asm volatile("1:	vmcall\n"
-			     "2:\n"
-			     _ASM_EXTABLE_TYPE_REG(1b, 2b, EX_TYPE_EFAULT_REG, %[ret])
-			     : [ret] "=a" (ret)
-			     : "a" (KVM_HC_MAP_GPA_RANGE), "b" (gpa),
-			       "c" (npages), "d" (attrs)
-			     : "memory");
+		map_gpa_range_asm("vmcall");
 
 	return ret;
 }

@@ -10,7 +10,6 @@
 
 #include <linux/kvm_host.h>
 #include <linux/kvm_para.h>
-#include <linux/sched/signal.h>
 
 #include <asm/pvclock.h>
 
@@ -24,6 +23,10 @@
 #include "x86.h"
 #include "xen.h"
 
+/*
+ * May be called without any lock.  @kvm is NULL for VMs of the default type.
+ * Says in the log, once for each reason, why there is nothing.
+ */
 u64 kvm_arch_protmem_supported_caps(struct kvm *kvm)
 {
 	if (!tdp_enabled || !tdp_mmu_enabled) {
@@ -40,7 +43,11 @@ u64 kvm_arch_protmem_supported_caps(struct kvm *kvm)
 	       KVM_PROTMEM_GUEST_CONVERT | KVM_PROTMEM_HIDE_ONLY;
 }
 
-/* What firmware or hardware does to the pages of other VMs needs a mapping. */
+/*
+ * What firmware or hardware does to the pages of other VMs needs a mapping.
+ * @kvm is NULL for VMs of the default type.  The answer is good for as long as
+ * the caller holds kvm->lock, and a hint to those who don't.
+ */
 bool kvm_arch_protmem_can_hide(struct kvm *kvm)
 {
 	return !kvm || (kvm->arch.vm_type == KVM_X86_DEFAULT_VM &&
@@ -51,8 +58,26 @@ bool kvm_arch_protmem_can_hide(struct kvm *kvm)
  * What a VM with protected memory can't have, because the host would read or
  * write guest memory for it by a mapping of its own, or keep the state of a
  * guest there; and, if pages can be private, by userspace's mapping.
+ *
+ * Asked by KVM_CHECK_EXTENSION and by KVM_ENABLE_CAP, of the VM and of a vCPU,
+ * as far as x86 answers these.  Not by virt/kvm/kvm_main.c: a capability that
+ * kvm_vm_ioctl_check_extension_generic() or kvm_vm_ioctl_enable_cap_generic()
+ * knows has to be refused there.
+ *
+ * What is refused elsewhere, for being a part of something else:
+ *
+ *	KVM_SET_CPUID2			kvm_protmem_check_cpuid()
+ *	VMX, SVM, SGX in CPUID		kvm_protmem_update_cpuid()
+ *	VMRUN and the like		nested_svm_check_permissions()
+ *	SMIs, KVM_SMI			kvm_inject_smi()
+ *	SMM by KVM_SET_VCPU_EVENTS	kvm_vcpu_ioctl_x86_set_vcpu_events()
+ *	KVM_SET_VAPIC_ADDR		kvm_lapic_set_vapic_addr()
+ *	PDPTRs by KVM_SET_SREGS		kvm_protmem_refuses_pdptrs()
+ *	Xen, against a race		kvm_xen_hvm_config()
+ *	SEV, either way round		svm/sev.c, kvm->arch.legacy_sev
+ *	dirty log, read-only slots	check_memory_region_flags()
  */
-bool kvm_protmem_hides_cap(struct kvm *kvm, long cap)
+bool kvm_protmem_refuses_cap(struct kvm *kvm, long cap)
 {
 	if (!kvm_has_protected_memory(kvm))
 		return false;
@@ -83,7 +108,11 @@ bool kvm_protmem_hides_cap(struct kvm *kvm, long cap)
 	return false;
 }
 
-/* The same for what is not enabled by a capability, or need not be. */
+/*
+ * The same for what is not enabled by a capability, or need not be.  Asked by
+ * kvm_arch_vm_ioctl() and kvm_arch_vcpu_ioctl(): an ioctl that kvm_main.c answers
+ * itself (KVM_CREATE_DEVICE, KVM_IRQFD, ...) does not get here.
+ */
 bool kvm_protmem_refuses_ioctl(struct kvm *kvm, unsigned int ioctl)
 {
 	if (!kvm_has_protected_memory(kvm))
@@ -95,7 +124,6 @@ bool kvm_protmem_refuses_ioctl(struct kvm *kvm, unsigned int ioctl)
 	case KVM_MEMORY_ENCRYPT_UNREG_REGION:
 	case KVM_GET_NESTED_STATE:
 	case KVM_SET_NESTED_STATE:
-	case KVM_SMI:
 	case KVM_XEN_HVM_CONFIG:
 	case KVM_XEN_HVM_GET_ATTR:
 	case KVM_XEN_HVM_SET_ATTR:
@@ -111,8 +139,8 @@ bool kvm_protmem_refuses_ioctl(struct kvm *kvm, unsigned int ioctl)
 }
 
 /*
- * Called once, with kvm->protmem.caps set and kvm->lock held.  What is refused
- * from now on must not be there already.  Return: 0 or -EINVAL.
+ * Called once, with kvm->protmem.caps set and kvm->lock and slots_lock held.
+ * What is refused from now on must not be there already.  Return: 0 or -EINVAL.
  */
 int kvm_arch_protmem_enable(struct kvm *kvm)
 {
@@ -138,6 +166,10 @@ int kvm_arch_protmem_enable(struct kvm *kvm)
 	return 0;
 }
 
+/*
+ * Nothing that @vcpu has read of the guest, or is in the middle of, may survive
+ * KVM_RESET_PROTECTED_MEMORY.  The caller holds kvm->lock and vcpu->mutex.
+ */
 void kvm_arch_protmem_reset_vcpu(struct kvm_vcpu *vcpu)
 {
 	struct x86_emulate_ctxt *ctxt = vcpu->arch.emulate_ctxt;
@@ -167,17 +199,86 @@ void kvm_arch_protmem_reset_vcpu(struct kvm_vcpu *vcpu)
 /*
  * Hyper-V's overlay pages are written and read by the host.  Called with the
  * new entries in place, which kvm_set_cpuid() takes back on error.
+ * Return: 0 or -EINVAL.
  */
 int kvm_protmem_check_cpuid(struct kvm_vcpu *vcpu)
 {
 #ifdef CONFIG_KVM_HYPERV
 	struct kvm_cpuid_entry2 *best;
 
+	if (!kvm_has_private_pages(vcpu->kvm))
+		return 0;
+
 	best = kvm_find_cpuid_entry(vcpu, HYPERV_CPUID_INTERFACE);
 	if (best && best->eax == HYPERV_CPUID_SIGNATURE_EAX)
 		return -EINVAL;
 #endif
 	return 0;
+}
+
+static __always_inline void protmem_clear_feature(struct kvm_vcpu *vcpu,
+						  u32 function,
+						  unsigned int feature)
+{
+	struct kvm_cpuid_entry2 *best;
+
+	best = kvm_find_cpuid_entry_index(vcpu, function, 0);
+	if (best)
+		cpuid_entry_clear(best, feature);
+	guest_cpu_cap_clear(vcpu, feature);
+}
+
+/* Takes away the features of a VM with protected memory that it can't have. */
+void kvm_protmem_update_cpuid(struct kvm_vcpu *vcpu)
+{
+	/* A nested guest's state would live in the guest's memory. */
+	protmem_clear_feature(vcpu, 1, X86_FEATURE_VMX);
+	protmem_clear_feature(vcpu, 0x80000001, X86_FEATURE_SVM);
+	/* KVM emulates ENCLS with operands at the memslot's address. */
+	protmem_clear_feature(vcpu, 7, X86_FEATURE_SGX);
+}
+
+/*
+ * With PAE paging, KVM loads the PDPTRs from the guest's memory when userspace
+ * sets the registers.  Are they in a page that is private to the guest?  Then
+ * nothing may be set.  Other memory that can't be read is none of our business.
+ */
+bool kvm_protmem_refuses_pdptrs(struct kvm_vcpu *vcpu,
+				const struct kvm_sregs *sregs)
+{
+	gpa_t gpa = sregs->cr3 & ~0x1fULL;
+	u64 pdpte;
+
+	if (!kvm_has_private_pages(vcpu->kvm))
+		return false;
+	if (!(sregs->cr0 & X86_CR0_PG) || !(sregs->cr4 & X86_CR4_PAE) ||
+	    (sregs->efer & EFER_LMA))
+		return false;
+
+	guard(srcu)(&vcpu->kvm->srcu);
+	return kvm_vcpu_read_guest_page(vcpu, gpa_to_gfn(gpa), &pdpte,
+					offset_in_page(gpa),
+					sizeof(pdpte)) == -EACCES;
+}
+
+/*
+ * The emulator could not access @gpa.  For ordinary memory, or none, that means
+ * MMIO, but not where the data would be what a guest keeps in private pages.
+ * Return: X86EMUL_*, X86EMUL_CONTINUE if it is MMIO.
+ */
+int kvm_protmem_emulated_access_failed(struct kvm_vcpu *vcpu, gpa_t gpa)
+{
+	struct kvm_memory_slot *slot;
+
+	if (!kvm_has_private_pages(vcpu->kvm))
+		return X86EMUL_CONTINUE;
+
+	slot = kvm_vcpu_gfn_to_memslot(vcpu, gpa_to_gfn(gpa));
+	if (!kvm_slot_has_private_pages(slot))
+		return X86EMUL_CONTINUE;
+
+	return slot->flags & KVM_MEMSLOT_INVALID ? X86EMUL_RETRY_INSTR :
+						   X86EMUL_UNHANDLEABLE;
 }
 
 /**
@@ -205,7 +306,7 @@ void kvm_protmem_write_pvclock(struct kvm_vcpu *vcpu, gpa_t gpa,
 		return;
 	/* Like the cache that failed, not by the address space of an SMI handler. */
 	slot = gfn_to_memslot(kvm, gpa_to_gfn(gpa));
-	if (!slot || kvm_slot_is_protected(slot) || !kvm_memslot_is_gmem_only(slot))
+	if (!slot || kvm_slot_has_private_pages(slot) || !kvm_memslot_is_gmem_only(slot))
 		return;
 	if (kvm_read_guest(kvm, gpa, &old, sizeof(old)))
 		return;
@@ -216,15 +317,29 @@ void kvm_protmem_write_pvclock(struct kvm_vcpu *vcpu, gpa_t gpa,
 	if (kvm_write_guest(kvm, gpa, &hv_clock->version,
 			    sizeof(hv_clock->version)))
 		return;
+	/* The guest doesn't believe what it reads while the version is odd. */
 	smp_wmb();
 	/* If this fails the guest has an old clock, but does not wait for it. */
 	kvm_write_guest(kvm, gpa + rest, (void *)hv_clock + rest,
 			sizeof(*hv_clock) - rest);
+	/* All of it is there before the version is even again. */
 	smp_wmb();
 	++hv_clock->version;
 	kvm_write_guest(kvm, gpa, &hv_clock->version, sizeof(hv_clock->version));
 
 	trace_kvm_pvclock_update(vcpu->vcpu_id, hv_clock);
+}
+
+/* The exit that kvm_protmem_emulate_hypercall() had to put off. */
+static int protmem_complete_single_step(struct kvm_vcpu *vcpu)
+{
+	struct kvm_run *run = vcpu->run;
+
+	run->debug.arch.dr6 = DR6_BS | DR6_ACTIVE_LOW;
+	run->debug.arch.pc = kvm_get_linear_rip(vcpu);
+	run->debug.arch.exception = DB_VECTOR;
+	run->exit_reason = KVM_EXIT_DEBUG;
+	return 0;
 }
 
 /**
@@ -241,6 +356,7 @@ void kvm_protmem_write_pvclock(struct kvm_vcpu *vcpu, gpa_t gpa,
 int kvm_protmem_emulate_hypercall(struct kvm_vcpu *vcpu)
 {
 	bool long_mode = is_64_bit_hypercall(vcpu), private;
+	struct kvm_run *run = vcpu->run;
 	u64 gpa, npages, attrs;
 	gfn_t start, gfn, end;
 	long ret = 0;
@@ -274,33 +390,11 @@ int kvm_protmem_emulate_hypercall(struct kvm_vcpu *vcpu)
 		goto out;
 	}
 
-	while (gfn < end) {
-		r = kvm_protmem_convert_gfns(vcpu->kvm, &gfn, end, private);
-		if (r == -EINVAL) {
-			ret = -KVM_EINVAL;
-			break;
-		}
-		/* The memslot update waits for this vCPU to drop kvm->srcu. */
-		if (r == -EAGAIN)
-			return 1;
-		if (r)
-			return r;
-		if (gfn == end)
-			break;
-
-		if (signal_pending(current)) {
-			vcpu->run->exit_reason = KVM_EXIT_INTR;
-			++vcpu->stat.signal_exits;
-			return -EINTR;
-		}
-		if (kvm_request_pending(vcpu))
-			return 1;
-		/* A long range must not keep memslot updates waiting. */
-		kvm_vcpu_srcu_read_unlock(vcpu);
-		cond_resched();
-		kvm_vcpu_srcu_read_lock(vcpu);
-	}
-
+	r = kvm_protmem_convert_range(vcpu, &gfn, end, private);
+	if (r == -EINVAL)
+		ret = -KVM_EINVAL;
+	else if (r)
+		return r;
 out:
 	if (!long_mode)
 		ret = (u32)ret;
@@ -308,16 +402,21 @@ out:
 	r = kvm_skip_emulated_instruction(vcpu);
 
 	/* If it failed, userspace is told of the part that has been done. */
-	if (r > 0 && gfn > start &&
-	    (vcpu->kvm->protmem.exit_flags & KVM_PROTMEM_EXIT_CONVERT)) {
-		vcpu->run->exit_reason = KVM_EXIT_PROTECTED_MEMORY;
-		vcpu->run->protected_memory.gpa = gpa;
-		vcpu->run->protected_memory.size = (gfn - start) << PAGE_SHIFT;
-		vcpu->run->protected_memory.attributes =
-			private ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0;
-		vcpu->run->protected_memory.flags = 0;
-		r = 0;
-	}
+	if (gfn == start ||
+	    !(vcpu->kvm->protmem.exit_flags & KVM_PROTMEM_EXIT_CONVERT))
+		return r;
 
-	return r;
+	/* There is one exit at a time, and this one must not get lost. */
+	if (!r && run->exit_reason == KVM_EXIT_DEBUG)
+		vcpu->arch.complete_userspace_io = protmem_complete_single_step;
+	else if (r <= 0)
+		return r;
+
+	run->exit_reason = KVM_EXIT_PROTECTED_MEMORY;
+	run->protected_memory.gpa = gpa;
+	run->protected_memory.size = (gfn - start) << PAGE_SHIFT;
+	run->protected_memory.attributes =
+		private ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0;
+	run->protected_memory.flags = 0;
+	return 0;
 }

@@ -109,11 +109,8 @@ static int unmapped_window_init_cpu(struct unmapped_window *w)
 	pte_unmap_unlock(ptep, ptl);
 
 	w->addr = addr;
-	/*
-	 * The page table stays where it is as long as the mm exists, which is
-	 * forever.  Set last: it tells that the window is usable.
-	 */
-	WRITE_ONCE(w->ptep, ptep);
+	/* The page table stays as long as the mm exists, which is forever. */
+	w->ptep = ptep;
 	return 0;
 }
 
@@ -236,15 +233,9 @@ fault:
 	return len;
 }
 
-static bool unmapped_window_range_ok(unsigned int off, unsigned int len)
-{
-	if (WARN_ON_ONCE(in_nmi()))
-		return false;
-	return off < PAGE_SIZE && len <= PAGE_SIZE - off;
-}
-
-int unmapped_page_read(struct page *page, unsigned int off, void *dst,
-		       unsigned int len)
+static __always_inline int unmapped_window_access(struct page *page, unsigned int off,
+						 void *buf, unsigned int len,
+						 bool write)
 {
 	struct unmapped_window_state s;
 	unsigned int left;
@@ -253,29 +244,27 @@ int unmapped_page_read(struct page *page, unsigned int off, void *dst,
 	if (!unmapped_window_range_ok(off, len))
 		return -EINVAL;
 
-	p = unmapped_window_open(&s, page, PAGE_KERNEL_RO);
-	left = unmapped_window_copy(dst, p + off, len);
+	p = unmapped_window_open(&s, page, write ? PAGE_KERNEL : PAGE_KERNEL_RO);
+	if (write)
+		left = unmapped_window_copy(p + off, buf, len);
+	else
+		left = unmapped_window_copy(buf, p + off, len);
 	unmapped_window_close(&s);
 
 	return left ? -EHWPOISON : 0;
+}
+
+int unmapped_page_read(struct page *page, unsigned int off, void *dst,
+		       unsigned int len)
+{
+	return unmapped_window_access(page, off, dst, len, false);
 }
 EXPORT_SYMBOL_FOR_KVM(unmapped_page_read);
 
 int unmapped_page_write(struct page *page, unsigned int off, const void *src,
 			unsigned int len)
 {
-	struct unmapped_window_state s;
-	unsigned int left;
-	void *p;
-
-	if (!unmapped_window_range_ok(off, len))
-		return -EINVAL;
-
-	p = unmapped_window_open(&s, page, PAGE_KERNEL);
-	left = unmapped_window_copy(p + off, src, len);
-	unmapped_window_close(&s);
-
-	return left ? -EHWPOISON : 0;
+	return unmapped_window_access(page, off, (void *)src, len, true);
 }
 EXPORT_SYMBOL_FOR_KVM(unmapped_page_write);
 
@@ -316,21 +305,6 @@ static __always_inline int unmapped_window_do_cmpxchg(void *ptr, void *old,
 	case 8:
 		unmapped_window_cmpxchg("cmpxchgq", "q", u64);
 		break;
-	case 16: {
-		u64 *o = old;
-		const u64 *n = new;
-
-		asm volatile("1: lock cmpxchg16b (%[ptr])\n"
-			     "	sete %[ok]\n"
-			     "	xorl %[err], %[err]\n"
-			     "2:\n"
-			     _ASM_EXTABLE_TYPE(1b, 2b, EX_TYPE_DEFAULT_MCE_SAFE)
-			     : "+a" (o[0]), "+d" (o[1]), [ok] "+&q" (ok),
-			       [err] "+&r" (err)
-			     : [ptr] "r" (ptr), "b" (n[0]), "c" (n[1])
-			     : "memory", "cc");
-		break;
-	}
 	}
 	lass_clac();
 
@@ -346,10 +320,7 @@ int unmapped_page_cmpxchg(struct page *page, unsigned int off, void *old,
 
 	if (!unmapped_window_range_ok(off, size))
 		return -EINVAL;
-	if (!is_power_of_2(size) || size > 16)
-		return -EINVAL;
-	if (size == 16 && (!cpu_feature_enabled(X86_FEATURE_CX16) ||
-			   !IS_ALIGNED(off, 16)))
+	if (!is_power_of_2(size) || size > 8)
 		return -EINVAL;
 	/* A split lock in the kernel would be the end of it. */
 	if (boot_cpu_has(X86_FEATURE_SPLIT_LOCK_DETECT) &&
@@ -364,19 +335,6 @@ int unmapped_page_cmpxchg(struct page *page, unsigned int off, void *old,
 }
 EXPORT_SYMBOL_FOR_KVM(unmapped_page_cmpxchg);
 
-int unmapped_page_copy_to(struct page *dst_mapped, struct page *src_unmapped)
-{
-	return unmapped_page_read(src_unmapped, 0, page_address(dst_mapped), PAGE_SIZE);
-}
-EXPORT_SYMBOL_FOR_KVM(unmapped_page_copy_to);
-
-int unmapped_page_copy_from(struct page *dst_unmapped, struct page *src_mapped)
-{
-	return unmapped_page_write(dst_unmapped, 0, page_address(src_mapped), PAGE_SIZE);
-}
-EXPORT_SYMBOL_FOR_KVM(unmapped_page_copy_from);
-
-/* Write zeroes over the page.  Fails only if called from NMI. */
 int unmapped_page_clear(struct page *page)
 {
 	struct unmapped_window_state s;
@@ -393,4 +351,3 @@ int unmapped_page_clear(struct page *page)
 
 	return 0;
 }
-EXPORT_SYMBOL_FOR_KVM(unmapped_page_clear);
