@@ -445,6 +445,7 @@ TEST(no_smm)
 
 	vcpu = __vm_vcpu_add(vm, 0);
 	EXPECT_EQ(-1, __vcpu_ioctl(vcpu, KVM_SMI, NULL));
+	EXPECT_EQ(EINVAL, errno);
 
 	kvm_munmap(anon, size);
 	kvm_munmap(mem, size);
@@ -469,6 +470,7 @@ TEST(refused_features)
 		ASSERT_EQ(0, __vm_ioctl(plain, KVM_XEN_HVM_CONFIG, &xen));
 		EXPECT_EQ(0, vm_check_cap(vm, KVM_CAP_XEN_HVM));
 		EXPECT_EQ(-1, __vm_ioctl(vm, KVM_XEN_HVM_CONFIG, &xen));
+		EXPECT_EQ(EINVAL, errno);
 	}
 
 	if (vm_check_cap(plain, KVM_CAP_NESTED_STATE)) {
@@ -481,10 +483,428 @@ TEST(refused_features)
 		ASSERT_EQ(0, __vcpu_nested_state_set(vcpu, state));
 		vcpu = __vm_vcpu_add(vm, 0);
 		EXPECT_EQ(-1, __vcpu_nested_state_set(vcpu, state));
+		EXPECT_EQ(EINVAL, errno);
 	}
 
 	kvm_vm_free(plain);
 	kvm_vm_free(vm);
+}
+
+/*
+ * What such a VM can't have: the table of KVM_CAP_PROTECTED_MEMORY in api.rst,
+ * row by row.  Not here, as it takes more than an ioctl: long-term pins
+ * (protmem_refused_test); KVM_TRANSLATE, PDPTRs, the paravirtual areas and the
+ * instruction bytes of emulation failures (protmem_emul_test); hypercalls that
+ * are not patched and #UD in the guest (below).  And not anywhere: ENCLS, and
+ * what KVM says to KVM_SEV_INIT and KVM_CAP_VM_{COPY,MOVE}_ENC_CONTEXT_FROM, as
+ * hosts without SGX and SEV refuse these to every VM.
+ */
+#define VICTIM_SLOT	20
+#define NEW_SLOT	21
+#define VICTIM_GPA	(2 * PROTMEM_GPA)
+#define NEW_GPA		(3 * PROTMEM_GPA)
+#define VICTIM_SIZE	(64 * PAGE_SIZE)
+
+/* Besides 0, positive results and -errno. */
+#define LIKE_PLAIN	(-4096)
+
+struct refusing_vm {
+	struct protmem_vm p;
+	int fd;			/* for slots; none on the ordinary VM */
+	u32 slot_flags;
+	u8 *mem;
+};
+
+struct refusal {
+	const char *name;
+	enum { ON_VM, ON_VCPU } on;
+	unsigned long ioctl;
+	const void *arg;
+	/* Instead of the ioctl. */
+	int (*try)(struct refusing_vm *v);
+	int user, hide;		/* with KVM_PROTMEM_USER, _HIDE_ONLY alone */
+	const char *same;	/* why an ordinary VM gets the same as the first */
+	int needs;		/* capability without which there is nothing */
+};
+
+static u8 refusal_page[PAGE_SIZE] __aligned(PAGE_SIZE);
+static u8 refusal_nested[SZ_16K] __aligned(8);
+
+static int set_slot(struct refusing_vm *v, u32 slot, u32 flags, u64 gpa,
+		    u64 size, u64 offset)
+{
+	return __vm_set_user_memory_region2(v->p.vm, slot, flags, gpa, size,
+					    v->mem + offset, v->fd, offset) ?
+	       -errno : 0;
+}
+
+static int try_log_slot(struct refusing_vm *v)
+{
+	return set_slot(v, NEW_SLOT, v->slot_flags | KVM_MEM_LOG_DIRTY_PAGES,
+			NEW_GPA, VICTIM_SIZE, VICTIM_SIZE);
+}
+
+/* In the ordinary VM of the slot that has just been made. */
+static int try_get_log(struct refusing_vm *v)
+{
+	struct kvm_dirty_log log = {
+		.slot = v->slot_flags ? VICTIM_SLOT : NEW_SLOT,
+		.dirty_bitmap = refusal_page,
+	};
+
+	return __vm_ioctl(v->p.vm, KVM_GET_DIRTY_LOG, &log) ? -errno : 0;
+}
+
+static int try_clear_log(struct refusing_vm *v)
+{
+	struct kvm_clear_dirty_log log = {
+		.slot = v->slot_flags ? VICTIM_SLOT : NEW_SLOT,
+		.num_pages = VICTIM_SIZE / PAGE_SIZE,
+		.dirty_bitmap = refusal_page,
+	};
+
+	return __vm_ioctl(v->p.vm, KVM_CLEAR_DIRTY_LOG, &log) ? -errno : 0;
+}
+
+static int try_readonly_slot(struct refusing_vm *v)
+{
+	return set_slot(v, NEW_SLOT + 1, v->slot_flags | KVM_MEM_READONLY,
+			NEW_GPA + SZ_1G, VICTIM_SIZE, VICTIM_SIZE);
+}
+
+static int try_change_slot(struct refusing_vm *v)
+{
+	return set_slot(v, VICTIM_SLOT, v->slot_flags ? KVM_MEM_GUEST_MEMFD :
+			KVM_MEM_LOG_DIRTY_PAGES, VICTIM_GPA, VICTIM_SIZE, 0);
+}
+
+static int try_move_slot(struct refusing_vm *v)
+{
+	return set_slot(v, VICTIM_SLOT, v->slot_flags, VICTIM_GPA + SZ_1G,
+			VICTIM_SIZE, 0);
+}
+
+static int try_resize_slot(struct refusing_vm *v)
+{
+	return set_slot(v, VICTIM_SLOT, v->slot_flags, VICTIM_GPA,
+			VICTIM_SIZE / 2, 0);
+}
+
+/* The ioctl that can't carry a guest_memfd. */
+static int try_change_slot1(struct refusing_vm *v)
+{
+	return __vm_set_user_memory_region(v->p.vm, VICTIM_SLOT, 0,
+					   v->slot_flags ? VICTIM_GPA :
+					   VICTIM_GPA + SZ_1G, VICTIM_SIZE,
+					   v->mem) ? -errno : 0;
+}
+
+static int try_smm_slot(struct refusing_vm *v)
+{
+	return __vm_set_user_memory_region2(v->p.vm, 1 << 16 | NEW_SLOT, 0,
+					    NEW_GPA, PAGE_SIZE, refusal_page,
+					    -1, 0) ? -errno : 0;
+}
+
+static int try_smm_slot1(struct refusing_vm *v)
+{
+	return __vm_set_user_memory_region(v->p.vm, 1 << 16 | (NEW_SLOT + 1), 0,
+					   NEW_GPA + SZ_1G, PAGE_SIZE,
+					   refusal_page) ? -errno : 0;
+}
+
+/* VMX, SVM and SGX. */
+static void set_nested_bits(struct kvm_cpuid2 *cpuid)
+{
+	int i;
+
+	for (i = 0; i < cpuid->nent; i++) {
+		struct kvm_cpuid_entry2 *e = &cpuid->entries[i];
+
+		if (e->function == 0x1)
+			e->ecx |= BIT(5);
+		else if (e->function == 0x80000001)
+			e->ecx |= BIT(2);
+		else if (e->function == 0x7 && !e->index)
+			e->ebx |= BIT(2);
+	}
+}
+
+/* How many are still there when userspace has set them. */
+static int nr_nested_bits(struct kvm_vcpu *vcpu)
+{
+	return !!(vcpu_get_cpuid_entry(vcpu, 0x1)->ecx & BIT(5)) +
+	       !!(vcpu_get_cpuid_entry(vcpu, 0x80000001)->ecx & BIT(2)) +
+	       !!(vcpu_get_cpuid_entry(vcpu, 0x7)->ebx & BIT(2));
+}
+
+static int try_cpuid2_nested(struct refusing_vm *v)
+{
+	struct kvm_vcpu *vcpu = v->p.vcpu[0];
+
+	vcpu_get_cpuid(vcpu);
+	set_nested_bits(vcpu->cpuid);
+	return __vcpu_set_cpuid(vcpu) ? -errno : nr_nested_bits(vcpu);
+}
+
+static int try_cpuid_nested(struct refusing_vm *v)
+{
+	static const struct {
+		struct kvm_cpuid head;
+		struct kvm_cpuid_entry entries[3];
+	} few = {
+		.head.nent = 3,
+		.entries = {
+			{ .function = 0x1, .ecx = BIT(5) },
+			{ .function = 0x7, .ebx = BIT(2) },
+			{ .function = 0x80000001, .ecx = BIT(2) },
+		},
+	};
+	struct kvm_vcpu *vcpu = v->p.vcpu[0];
+	struct kvm_cpuid2 *all = allocate_kvm_cpuid2(vcpu->cpuid->nent);
+	int r;
+
+	vcpu_get_cpuid(vcpu);
+	memcpy(all, vcpu->cpuid, kvm_cpuid2_size(vcpu->cpuid->nent));
+	r = __vcpu_ioctl(vcpu, KVM_SET_CPUID, &few.head) ? -errno :
+	    nr_nested_bits(vcpu);
+	vcpu_init_cpuid(vcpu, all);
+	free(all);
+	return r;
+}
+
+static int try_cpuid_hyperv(struct refusing_vm *v)
+{
+	struct kvm_vcpu *vcpu = v->p.vcpu[0];
+	struct kvm_cpuid_entry2 *e;
+	int r;
+
+	e = vcpu_get_cpuid_entry(vcpu, KVM_CPUID_FEATURES);
+	e->eax = 0x31237648;	/* "Hv#1" */
+	r = __vcpu_set_cpuid(vcpu) ? -errno : 0;
+	e = vcpu_get_cpuid_entry(vcpu, KVM_CPUID_FEATURES);
+	e->eax = 0;
+	vcpu_set_cpuid(vcpu);
+	return r;
+}
+
+#define CAP_ROW(what, with_hide)					\
+	{ "KVM_CHECK_EXTENSION " #what, ON_VM, KVM_CHECK_EXTENSION,	\
+	  (void *)(long)what, NULL, 0, with_hide, NULL, what }
+
+#define ENABLE_ROW(what, with_hide)					\
+	{ "KVM_ENABLE_CAP " #what, ON_VCPU, KVM_ENABLE_CAP,		\
+	  &(const struct kvm_enable_cap) {				\
+		.cap = what, .args = { (unsigned long)refusal_page } },	\
+	  NULL, -EINVAL, with_hide, NULL, KVM_CAP_HYPERV }
+
+#define ROW(request, fd, argument, with_user, with_hide)		\
+	{ #request, fd, request, argument, NULL, with_user, with_hide }
+
+#define TRY_ROW(what, how, with_user, with_hide, ...)			\
+	{ .name = what, .try = how, .user = with_user,			\
+	  .hide = with_hide, __VA_ARGS__ }
+
+static const struct refusal refusals[] = {
+	TRY_ROW("a slot with dirty logging", try_log_slot, -EINVAL, -EINVAL),
+	TRY_ROW("KVM_GET_DIRTY_LOG", try_get_log, -ENOENT, -ENOENT),
+	TRY_ROW("KVM_CLEAR_DIRTY_LOG", try_clear_log, -ENOENT, -ENOENT),
+	TRY_ROW("a read-only slot", try_readonly_slot, -EINVAL, -EINVAL),
+	TRY_ROW("changing a slot", try_change_slot, -EINVAL, -EINVAL),
+	TRY_ROW("moving a slot", try_move_slot, -EINVAL, -EINVAL),
+	TRY_ROW("resizing a slot", try_resize_slot, -EINVAL, -EINVAL,
+		.same = "no slot can be resized"),
+	TRY_ROW("KVM_SET_USER_MEMORY_REGION of a slot", try_change_slot1,
+		-EINVAL, -EINVAL),
+	TRY_ROW("a slot in address space 1", try_smm_slot, -EINVAL, -EINVAL,
+		.needs = KVM_CAP_X86_SMM),
+	TRY_ROW("KVM_SET_USER_MEMORY_REGION in address space 1", try_smm_slot1,
+		-EINVAL, -EINVAL, .needs = KVM_CAP_X86_SMM),
+	{ "KVM_SET_MEMORY_ATTRIBUTES", ON_VM, KVM_SET_MEMORY_ATTRIBUTES,
+	  &(const struct kvm_memory_attributes) {
+		.address = PROTMEM_GPA, .size = PAGE_SIZE,
+		.attributes = KVM_MEMORY_ATTRIBUTE_PRIVATE },
+	  NULL, -EINVAL, -EINVAL, "it is for other types of VMs",
+	  KVM_CAP_MEMORY_ATTRIBUTES },
+
+	CAP_ROW(KVM_CAP_X86_SMM, 0),
+	ROW(KVM_SMI, ON_VCPU, NULL, -EINVAL, -EINVAL),
+	{ "KVM_SET_VCPU_EVENTS smi.pending", ON_VCPU, KVM_SET_VCPU_EVENTS,
+	  &(const struct kvm_vcpu_events) {
+		.flags = KVM_VCPUEVENT_VALID_SMM, .smi.pending = 1 },
+	  NULL, -EINVAL, -EINVAL, NULL, KVM_CAP_X86_SMM },
+	{ "KVM_SET_VCPU_EVENTS smi.smm", ON_VCPU, KVM_SET_VCPU_EVENTS,
+	  &(const struct kvm_vcpu_events) {
+		.flags = KVM_VCPUEVENT_VALID_SMM, .smi.smm = 1 },
+	  NULL, -EINVAL, -EINVAL, NULL, KVM_CAP_X86_SMM },
+	{ "KVM_SET_VCPU_EVENTS without SMM", ON_VCPU, KVM_SET_VCPU_EVENTS,
+	  &(const struct kvm_vcpu_events) { .flags = KVM_VCPUEVENT_VALID_SMM },
+	  NULL, 0, 0, "it is allowed" },
+
+	CAP_ROW(KVM_CAP_NESTED_STATE, 0),
+	{ "KVM_GET_NESTED_STATE", ON_VCPU, KVM_GET_NESTED_STATE,
+	  refusal_nested, NULL, -EINVAL, -EINVAL, NULL, KVM_CAP_NESTED_STATE },
+	/* What the row above has got from the ordinary VM. */
+	{ "KVM_SET_NESTED_STATE", ON_VCPU, KVM_SET_NESTED_STATE,
+	  refusal_nested, NULL, -EINVAL, -EINVAL, NULL, KVM_CAP_NESTED_STATE },
+	TRY_ROW("KVM_SET_CPUID with VMX, SVM and SGX", try_cpuid_nested, 0, 0),
+	TRY_ROW("KVM_SET_CPUID2 with VMX, SVM and SGX", try_cpuid2_nested, 0, 0),
+
+	CAP_ROW(KVM_CAP_VAPIC, LIKE_PLAIN),
+	ROW(KVM_SET_VAPIC_ADDR, ON_VCPU,
+	    (&(const struct kvm_vapic_addr) { PROTMEM_GPA }), -EINVAL,
+	    LIKE_PLAIN),
+	{ "KVM_SET_VAPIC_ADDR 0", ON_VCPU, KVM_SET_VAPIC_ADDR,
+	  &(const struct kvm_vapic_addr) { 0 }, NULL, 0, 0, "it is allowed" },
+
+	CAP_ROW(KVM_CAP_XEN_HVM, 0),
+	ROW(KVM_XEN_HVM_CONFIG, ON_VM,
+	    (&(const struct kvm_xen_hvm_config) {
+		.flags = KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL,
+		.msr = 0x40000000 }), -EINVAL, -EINVAL),
+	ROW(KVM_XEN_HVM_SET_ATTR, ON_VM,
+	    (&(const struct kvm_xen_hvm_attr) {
+		.type = KVM_XEN_ATTR_TYPE_SHARED_INFO_HVA,
+		.u.shared_info.hva = (unsigned long)refusal_page }),
+	    -EINVAL, -EINVAL),
+	ROW(KVM_XEN_HVM_GET_ATTR, ON_VM,
+	    (&(struct kvm_xen_hvm_attr) {
+		.type = KVM_XEN_ATTR_TYPE_LONG_MODE }), -EINVAL, -EINVAL),
+	ROW(KVM_XEN_VCPU_SET_ATTR, ON_VCPU,
+	    (&(const struct kvm_xen_vcpu_attr) {
+		.type = KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR,
+		.u.vector = 0x20 }), -EINVAL, -EINVAL),
+	ROW(KVM_XEN_VCPU_GET_ATTR, ON_VCPU,
+	    (&(struct kvm_xen_vcpu_attr) {
+		.type = KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR }),
+	    -EINVAL, -EINVAL),
+	ROW(KVM_XEN_HVM_EVTCHN_SEND, ON_VM,
+	    (&(const struct kvm_irq_routing_xen_evtchn) {
+		.port = 1,
+		.priority = KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL }),
+	    -EINVAL, -EINVAL),
+
+	CAP_ROW(KVM_CAP_HYPERV, LIKE_PLAIN),
+	CAP_ROW(KVM_CAP_HYPERV_VAPIC, LIKE_PLAIN),
+	CAP_ROW(KVM_CAP_HYPERV_SPIN, LIKE_PLAIN),
+	CAP_ROW(KVM_CAP_HYPERV_TIME, LIKE_PLAIN),
+	CAP_ROW(KVM_CAP_HYPERV_SYNIC, LIKE_PLAIN),
+	CAP_ROW(KVM_CAP_HYPERV_SYNIC2, LIKE_PLAIN),
+	CAP_ROW(KVM_CAP_HYPERV_VP_INDEX, LIKE_PLAIN),
+	CAP_ROW(KVM_CAP_HYPERV_EVENTFD, LIKE_PLAIN),
+	CAP_ROW(KVM_CAP_HYPERV_TLBFLUSH, LIKE_PLAIN),
+	CAP_ROW(KVM_CAP_HYPERV_SEND_IPI, LIKE_PLAIN),
+	CAP_ROW(KVM_CAP_HYPERV_CPUID, LIKE_PLAIN),
+	CAP_ROW(KVM_CAP_HYPERV_ENFORCE_CPUID, LIKE_PLAIN),
+	/* For nested guests. */
+	CAP_ROW(KVM_CAP_HYPERV_ENLIGHTENED_VMCS, 0),
+	CAP_ROW(KVM_CAP_HYPERV_DIRECT_TLBFLUSH, 0),
+	TRY_ROW("KVM_SET_CPUID2 with Hyper-V's signature", try_cpuid_hyperv,
+		-EINVAL, LIKE_PLAIN, .needs = KVM_CAP_HYPERV),
+	/* The others are not enabled this way in any VM. */
+	ENABLE_ROW(KVM_CAP_HYPERV_ENFORCE_CPUID, LIKE_PLAIN),
+	{ "KVM_ENABLE_CAP KVM_CAP_HYPERV_SYNIC2", ON_VCPU, KVM_ENABLE_CAP,
+	  &(const struct kvm_enable_cap) { .cap = KVM_CAP_HYPERV_SYNIC2 },
+	  NULL, -EINVAL, LIKE_PLAIN, NULL, KVM_CAP_HYPERV },
+	ENABLE_ROW(KVM_CAP_HYPERV_SYNIC, LIKE_PLAIN),
+	ENABLE_ROW(KVM_CAP_HYPERV_ENLIGHTENED_VMCS, -EINVAL),
+	ENABLE_ROW(KVM_CAP_HYPERV_DIRECT_TLBFLUSH, -EINVAL),
+	ROW(KVM_HYPERV_EVENTFD, ON_VM,
+	    (&(const struct kvm_hyperv_eventfd) {
+		.conn_id = 5, .flags = KVM_HYPERV_EVENTFD_DEASSIGN }),
+	    -EINVAL, LIKE_PLAIN),
+
+	/* NULL asks whether there is SEV. */
+	ROW(KVM_MEMORY_ENCRYPT_OP, ON_VM, NULL, -EINVAL, -EINVAL),
+	ROW(KVM_MEMORY_ENCRYPT_REG_REGION, ON_VM,
+	    (&(const struct kvm_enc_region) { .size = PAGE_SIZE }),
+	    -EINVAL, -EINVAL),
+	ROW(KVM_MEMORY_ENCRYPT_UNREG_REGION, ON_VM,
+	    (&(const struct kvm_enc_region) { .size = PAGE_SIZE }),
+	    -EINVAL, -EINVAL),
+};
+
+static void refusing_vm_create(struct refusing_vm *v, u64 caps)
+{
+	struct protmem_opts opts = { .caps = caps };
+
+	memset(v, 0, sizeof(*v));
+	protmem_vm_create(&v->p, &opts);
+	if (caps & KVM_PROTMEM_USER)
+		v->slot_flags = PROTMEM_FLAGS;
+	else if (caps & KVM_PROTMEM_HIDE_ONLY)
+		v->slot_flags = KVM_MEM_GUEST_MEMFD | KVM_MEM_UNMAP_DIRECT;
+
+	v->fd = -1;
+	if (caps)
+		v->fd = vm_create_guest_memfd(v->p.vm, 2 * VICTIM_SIZE,
+					      PROTMEM_GMEM_FLAGS);
+	v->mem = kvm_mmap(2 * VICTIM_SIZE, PROT_READ | PROT_WRITE,
+			  caps ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS,
+			  v->fd);
+	TEST_ASSERT(!set_slot(v, VICTIM_SLOT, v->slot_flags, VICTIM_GPA,
+			      VICTIM_SIZE, 0), "Creating the slot failed: %d",
+		    errno);
+}
+
+static void refusing_vm_free(struct refusing_vm *v)
+{
+	kvm_munmap(v->mem, 2 * VICTIM_SIZE);
+	if (v->fd >= 0)
+		close(v->fd);
+	protmem_vm_free(&v->p);
+}
+
+static int try_refusal(struct refusing_vm *v, const struct refusal *t)
+{
+	int fd = t->on == ON_VM ? v->p.vm->fd : v->p.vcpu[0]->fd, r;
+
+	if (t->try)
+		return t->try(v);
+	r = ioctl(fd, t->ioctl, t->arg);
+	return r < 0 ? -errno : r;
+}
+
+TEST(api_table)
+{
+	struct kvm_nested_state *nested = (void *)refusal_nested;
+	struct refusing_vm plain, user, hide;
+	int i, r;
+
+	nested->size = sizeof(refusal_nested);
+	refusing_vm_create(&plain, PROTMEM_CAPS_ORDINARY);
+	refusing_vm_create(&user, PROTMEM_CAPS);
+	refusing_vm_create(&hide, PROTMEM_CAPS_HIDE);
+
+	for (i = 0; i < ARRAY_SIZE(refusals); i++) {
+		const struct refusal *t = &refusals[i];
+
+		if (t->needs && !kvm_check_cap(t->needs)) {
+			TH_LOG("%s: nothing to refuse on this host", t->name);
+			continue;
+		}
+		r = try_refusal(&plain, t);
+		if (t->same) {
+			EXPECT_EQ(t->user, r) {
+				TH_LOG("%s, ordinary VM: %s?", t->name, t->same);
+			}
+		} else {
+			EXPECT_NE(t->user, r) {
+				TH_LOG("%s, ordinary VM", t->name);
+			}
+		}
+		EXPECT_EQ(t->user, try_refusal(&user, t)) {
+			TH_LOG("%s, KVM_PROTMEM_USER", t->name);
+		}
+		EXPECT_EQ(t->hide == LIKE_PLAIN ? r : t->hide,
+			  try_refusal(&hide, t)) {
+			TH_LOG("%s, KVM_PROTMEM_HIDE_ONLY", t->name);
+		}
+	}
+
+	refusing_vm_free(&hide);
+	refusing_vm_free(&user);
+	refusing_vm_free(&plain);
 }
 
 /* The other way round: what is set up already rules the capability out. */
@@ -560,17 +980,78 @@ static u64 guest_cpuid_nested(u64 a, u64 b, u64 c, u64 d)
 TEST(cpuid_nested)
 {
 	struct protmem_opts opts = { .caps = PROTMEM_CAPS };
-	struct kvm_cpuid_entry2 *e;
 	struct protmem_vm p;
 
 	protmem_vm_create(&p, &opts);
-	e = vcpu_get_cpuid_entry(p.vcpu[0], 0x1);
-	e->ecx |= BIT(5);
-	e = vcpu_get_cpuid_entry(p.vcpu[0], 0x80000001);
-	e->ecx |= BIT(2);
+	set_nested_bits(p.vcpu[0]->cpuid);
 	__vcpu_set_cpuid(p.vcpu[0]);
 	EXPECT_EQ(0, protmem_call(&p, 0, guest_cpuid_nested));
 	protmem_vm_free(&p);
+}
+
+/*
+ * Switches nested virtualization on and uses it.  Returns both vectors; the
+ * operand is nothing that VMXON would take.
+ */
+static u64 guest_use_nested(u64 operand, u64 b, u64 c, u64 d)
+{
+	u64 on;
+
+	if (host_cpu_is_amd_compatible) {
+		on = wrmsr_safe(MSR_EFER, rdmsr(MSR_EFER) | EFER_SVME);
+		return on << 8 | kvm_asm_safe("stgi");
+	}
+	on = kvm_asm_safe("mov %[cr4], %%cr4", [cr4] "r"(get_cr4() | X86_CR4_VMXE));
+	return on << 8 | kvm_asm_safe("vmxon %[op]", [op] "m"(*(u64 *)operand));
+}
+
+/* The instruction of the other vendor, for a hypercall that does nothing. */
+static u64 guest_wrong_hypercall(u64 a, u64 b, u64 c, u64 d)
+{
+	if (host_cpu_is_amd_compatible)
+		return kvm_asm_safe("vmcall", "a"(KVM_HC_VAPIC_POLL_IRQ));
+	return kvm_asm_safe("vmmcall", "a"(KVM_HC_VAPIC_POLL_IRQ));
+}
+
+/*
+ * What is cleared in CPUID raises #UD, and so does the wrong hypercall
+ * instruction where KVM must not write to the guest's code.
+ */
+TEST(invalid_opcodes)
+{
+	const struct { u64 caps; bool nested, patched; } vms[] = {
+		{ PROTMEM_CAPS_ORDINARY, true, true },
+		{ PROTMEM_CAPS, false, false },
+		{ PROTMEM_CAPS_HIDE, false, true },
+	};
+	bool can_nest = kvm_check_cap(KVM_CAP_NESTED_STATE);
+	u64 r;
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(vms); i++) {
+		struct protmem_opts opts = { .caps = vms[i].caps };
+		struct protmem_vm p;
+
+		protmem_vm_create(&p, &opts);
+		set_nested_bits(p.vcpu[0]->cpuid);
+		vcpu_set_cpuid(p.vcpu[0]);
+
+		EXPECT_EQ(vms[i].patched ? 0 : UD_VECTOR,
+			  protmem_call(&p, 0, guest_wrong_hypercall)) {
+			TH_LOG("hypercall, caps %#lx", vms[i].caps);
+		}
+
+		r = protmem_call(&p, 0, guest_use_nested, PROTMEM_GPA);
+		if (!vms[i].nested) {
+			EXPECT_EQ(GP_VECTOR << 8 | UD_VECTOR, r) {
+				TH_LOG("nested, caps %#lx", vms[i].caps);
+			}
+		} else if (can_nest) {
+			EXPECT_EQ(0, r >> 8);
+			EXPECT_NE(UD_VECTOR, r & 0xff);
+		}
+		protmem_vm_free(&p);
+	}
 }
 
 /* Bit 18 says what the VM is, whatever the VMM writes. */
