@@ -22,21 +22,7 @@
 #define GPA		PROTMEM_GPA
 #define SEED		0xa774
 
-FIXTURE(attr) {
-	struct protmem_vm p;
-};
-
-FIXTURE_SETUP(attr)
-{
-	struct protmem_opts opts = { .caps = PROTMEM_CAPS };
-
-	protmem_vm_create(&self->p, &opts);
-}
-
-FIXTURE_TEARDOWN(attr)
-{
-	protmem_vm_free(&self->p);
-}
+PROTMEM_FIXTURE(attr);
 
 static int set(struct protmem_vm *p, u64 page, u64 n, u64 attributes, u64 flags)
 {

@@ -20,20 +20,11 @@
 #define GPA		PROTMEM_GPA
 #define SEED		0xc0f1e
 
-FIXTURE(convert) {
-	struct protmem_vm p;
-};
+PROTMEM_FIXTURE(convert);
 
-FIXTURE_SETUP(convert)
+static u64 guest_hypercall(u64 nr, u64 a0, u64 a1, u64 a2)
 {
-	struct protmem_opts opts = { .caps = PROTMEM_CAPS };
-
-	protmem_vm_create(&self->p, &opts);
-}
-
-FIXTURE_TEARDOWN(convert)
-{
-	protmem_vm_free(&self->p);
+	return kvm_hypercall(nr, a0, a1, a2, 0);
 }
 
 static s64 hc(struct protmem_vm *p, u64 gpa, u64 npages, u64 attrs)
@@ -235,6 +226,26 @@ TEST(not_enabled)
 	protmem_vm_free(&p);
 }
 
+static void make_user(struct kvm_vm *vm, u64 table, int level)
+{
+	u64 *pte = addr_gpa2hva(vm, table);
+	int i;
+
+	for (i = 0; i < 512; i++) {
+		if (!(pte[i] & PTE_PRESENT_MASK(&vm->mmu)))
+			continue;
+		pte[i] |= PTE_USER_MASK(&vm->mmu);
+		if (level > PG_LEVEL_4K && !(pte[i] & PTE_HUGE_MASK(&vm->mmu)))
+			make_user(vm, pte[i] & PHYSICAL_PAGE_MASK, level - 1);
+	}
+}
+
+/* The test guests have neither SMEP nor SMAP. */
+static void make_user_accessible(struct kvm_vm *vm)
+{
+	make_user(vm, vm->mmu.pgd, vm->mmu.pgtable_levels);
+}
+
 /* Guest user space has no business here. */
 static u64 guest_cpl3(u64 cmd_gva, u64 b, u64 c, u64 d)
 {
@@ -256,7 +267,7 @@ TEST_F(convert, user_mode)
 	struct kvm_sregs sregs;
 	struct kvm_regs regs;
 
-	protmem_make_user_accessible(p->vm);
+	make_user_accessible(p->vm);
 	vcpu_sregs_get(p->vcpu[0], &sregs);
 	sregs.cs.dpl = 3;
 	sregs.cs.selector |= 3;
@@ -558,6 +569,7 @@ TEST_F(convert, io_uring_write_in_flight)
 		EXPECT_EQ(r, protmem_mismatch(buf, GPA, r, SEED));
 	}
 	EXPECT_EQ(0, protmem_call(p, 0, guest_check, GPA, PAGE_SIZE, ~SEED));
+	protmem_ring_close(&ring);
 	free(buf);
 }
 
@@ -585,6 +597,7 @@ TEST_F(convert, io_uring_read_in_flight)
 	/* A pin would have let it go to the old page, which is as good. */
 	EXPECT_TRUE(r == -EFAULT || r == 64);
 	EXPECT_EQ(0, protmem_call(p, 0, guest_check, GPA, PAGE_SIZE, ~SEED));
+	protmem_ring_close(&ring);
 }
 
 /*

@@ -25,21 +25,7 @@
 #define PRIV_SIZE	(2 * PAGE_SIZE)
 #define SEED		0x1a7c4
 
-FIXTURE(latch) {
-	struct protmem_vm p;
-};
-
-FIXTURE_SETUP(latch)
-{
-	struct protmem_opts opts = { .caps = PROTMEM_CAPS };
-
-	protmem_vm_create(&self->p, &opts);
-}
-
-FIXTURE_TEARDOWN(latch)
-{
-	protmem_vm_free(&self->p);
-}
+PROTMEM_FIXTURE(latch);
 
 static void do_latch(struct protmem_vm *p)
 {

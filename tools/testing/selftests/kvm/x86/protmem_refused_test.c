@@ -829,285 +829,115 @@ FIXTURE_VARIANT(family) {
 
 #define SIGBUS_ADRERR	(GOT_SIGBUS - BUS_ADRERR)
 
-FIXTURE_VARIANT_ADD(family, load) {
-	.fn = try_load,
-	.refused = SIGBUS_ADRERR,
-};
+/* Name, function, and how it is refused, then what else is true of it. */
+#define FAMILY(name, how, result, ...)					\
+	FIXTURE_VARIANT_ADD(family, name) {				\
+		.fn = how, .refused = result, ##__VA_ARGS__		\
+	}
+#define OR(result)	.refused_too = result
+#define WRITES		.write = true
+#define LONGTERM	.longterm = true
+#define PINS		.pins = true
 
-FIXTURE_VARIANT_ADD(family, process_vm_readv) {
-	.fn = try_process_vm_readv,
-	.refused = -EFAULT,
-	.pins = true,
-};
+FAMILY(load, try_load, SIGBUS_ADRERR);
+FAMILY(process_vm_readv, try_process_vm_readv, -EFAULT, PINS);
+FAMILY(process_vm_readv_other, try_process_vm_readv_other, -EFAULT, PINS);
+FAMILY(proc_self_mem, try_proc_self_mem, -EIO, OR(-EFAULT), PINS);
+FAMILY(proc_pid_mem, try_proc_pid_mem, -EIO, OR(-EFAULT), PINS);
+FAMILY(ptrace_peek, try_ptrace_peek, -EIO, OR(-EFAULT), PINS);
+FAMILY(write_pipe, try_write_pipe, -EFAULT);
+FAMILY(writev_file, try_writev_file, -EFAULT);
+FAMILY(vmsplice, try_vmsplice, -EFAULT, PINS);
+FAMILY(send_stream, try_send_stream, -EFAULT);
+FAMILY(send_dgram, try_send_dgram, -EFAULT);
+FAMILY(tcp_zerocopy, try_tcp_zerocopy, -EFAULT, PINS);
+FAMILY(direct_write, try_direct_write, -EFAULT, PINS);
+FAMILY(io_uring_write, try_io_uring_write, -EFAULT);
+FAMILY(io_uring_fixed, try_io_uring_fixed, -EFAULT,
+	OR(-EOPNOTSUPP), LONGTERM, PINS);
+FAMILY(aio_write, try_aio_write, -EFAULT);
+FAMILY(futex_private, try_futex_private, -EFAULT);
+FAMILY(futex_shared, try_futex_shared, -EFAULT, PINS);
+FAMILY(prctl_name, try_prctl_name, -EFAULT);
+FAMILY(madvise_populate_read, try_populate_read, -EFAULT);
+FAMILY(madvise_dontneed, try_dontneed_load, SIGBUS_ADRERR);
+FAMILY(madvise_willneed, try_willneed_load, SIGBUS_ADRERR);
+FAMILY(mlock, try_mlock_load, SIGBUS_ADRERR);
+FAMILY(mprotect, try_mprotect_load, SIGBUS_ADRERR);
+FAMILY(fork, try_fork, SIGBUS_ADRERR);
+FAMILY(second_mapping, try_second_mapping, SIGBUS_ADRERR);
+FAMILY(populated_mapping, try_populated_mapping, SIGBUS_ADRERR);
+FAMILY(moved_mapping, try_moved_mapping, SIGBUS_ADRERR);
+FAMILY(second_vm, try_second_vm, -EFAULT, PINS);
+FAMILY(alias_slot, try_alias_slot, -EFAULT, PINS);
+FAMILY(store, try_store, SIGBUS_ADRERR, WRITES);
+FAMILY(process_vm_writev, try_process_vm_writev, -EFAULT, WRITES, PINS);
+FAMILY(write_proc_self_mem, try_write_proc_self_mem, -EIO,
+	OR(-EFAULT), WRITES, PINS);
+FAMILY(ptrace_poke, try_ptrace_poke, -EIO, OR(-EFAULT), WRITES, PINS);
+FAMILY(read_pipe, try_read_pipe, -EFAULT, WRITES);
+FAMILY(readv_file, try_readv_file, -EFAULT, WRITES);
+FAMILY(recv, try_recv, -EFAULT, WRITES);
+FAMILY(direct_read, try_direct_read, -EFAULT, WRITES, PINS);
+FAMILY(io_uring_read, try_io_uring_read, -EFAULT, WRITES);
+FAMILY(io_uring_read_fixed, try_io_uring_read_fixed, -EFAULT,
+	OR(-EOPNOTSUPP), WRITES, LONGTERM, PINS);
+FAMILY(getrandom, try_getrandom, -EFAULT, WRITES);
+FAMILY(futex_wake_op, try_futex_wake_op, -EFAULT, WRITES);
+FAMILY(madvise_populate_write, try_populate_write, -EFAULT, WRITES);
+FAMILY(store_second_mapping, try_store_second_mapping, SIGBUS_ADRERR, WRITES);
+FAMILY(fork_store, try_fork_store, SIGBUS_ADRERR, WRITES);
+FAMILY(second_vm_write, try_second_vm_write, -EFAULT, WRITES, PINS);
+FAMILY(alias_slot_write, try_alias_slot_write, -EFAULT, WRITES, PINS);
 
-FIXTURE_VARIANT_ADD(family, process_vm_readv_other) {
-	.fn = try_process_vm_readv_other,
-	.refused = -EFAULT,
-	.pins = true,
-};
+/* The kvm_protmem_refused events of the whole system. */
+#define TRACEFS		"/sys/kernel/tracing/"
 
-FIXTURE_VARIANT_ADD(family, proc_self_mem) {
-	.fn = try_proc_self_mem,
-	.refused = -EIO,
-	.refused_too = -EFAULT,
-	.pins = true,
-};
+static bool tracefs_write(const char *file, const char *what)
+{
+	char path[128];
+	bool ok;
+	int fd;
 
-FIXTURE_VARIANT_ADD(family, proc_pid_mem) {
-	.fn = try_proc_pid_mem,
-	.refused = -EIO,
-	.refused_too = -EFAULT,
-	.pins = true,
-};
+	snprintf(path, sizeof(path), TRACEFS "%s", file);
+	fd = open(path, O_WRONLY | O_TRUNC);
+	if (fd < 0)
+		return false;
+	ok = write(fd, what, strlen(what)) == strlen(what);
+	close(fd);
+	return ok;
+}
 
-FIXTURE_VARIANT_ADD(family, ptrace_peek) {
-	.fn = try_ptrace_peek,
-	.refused = -EIO,
-	.refused_too = -EFAULT,
-	.pins = true,
-};
+static bool trace_start(void)
+{
+	if (!tracefs_write("events/kvm/kvm_protmem_refused/enable", "1"))
+		return false;
+	tracefs_write("tracing_on", "1");
+	tracefs_write("trace", "\n");
+	return true;
+}
 
-FIXTURE_VARIANT_ADD(family, write_pipe) {
-	.fn = try_write_pipe,
-	.refused = -EFAULT,
-};
+static int trace_refused(void)
+{
+	char line[512];
+	int count = 0;
+	FILE *f = fopen(TRACEFS "trace", "r");
 
-FIXTURE_VARIANT_ADD(family, writev_file) {
-	.fn = try_writev_file,
-	.refused = -EFAULT,
-};
+	if (!f)
+		return -1;
+	while (fgets(line, sizeof(line), f)) {
+		if (line[0] != '#' && strstr(line, "kvm_protmem_refused:"))
+			count++;
+	}
+	fclose(f);
+	return count;
+}
 
-FIXTURE_VARIANT_ADD(family, vmsplice) {
-	.fn = try_vmsplice,
-	.refused = -EFAULT,
-	.pins = true,
-};
-
-FIXTURE_VARIANT_ADD(family, send_stream) {
-	.fn = try_send_stream,
-	.refused = -EFAULT,
-};
-
-FIXTURE_VARIANT_ADD(family, send_dgram) {
-	.fn = try_send_dgram,
-	.refused = -EFAULT,
-};
-
-FIXTURE_VARIANT_ADD(family, tcp_zerocopy) {
-	.fn = try_tcp_zerocopy,
-	.refused = -EFAULT,
-	.pins = true,
-};
-
-FIXTURE_VARIANT_ADD(family, direct_write) {
-	.fn = try_direct_write,
-	.refused = -EFAULT,
-	.pins = true,
-};
-
-FIXTURE_VARIANT_ADD(family, io_uring_write) {
-	.fn = try_io_uring_write,
-	.refused = -EFAULT,
-};
-
-FIXTURE_VARIANT_ADD(family, io_uring_fixed) {
-	.fn = try_io_uring_fixed,
-	.refused = -EFAULT,
-	.refused_too = -EOPNOTSUPP,
-	.longterm = true,
-	.pins = true,
-};
-
-FIXTURE_VARIANT_ADD(family, aio_write) {
-	.fn = try_aio_write,
-	.refused = -EFAULT,
-};
-
-FIXTURE_VARIANT_ADD(family, futex_private) {
-	.fn = try_futex_private,
-	.refused = -EFAULT,
-};
-
-FIXTURE_VARIANT_ADD(family, futex_shared) {
-	.fn = try_futex_shared,
-	.refused = -EFAULT,
-	.pins = true,
-};
-
-FIXTURE_VARIANT_ADD(family, prctl_name) {
-	.fn = try_prctl_name,
-	.refused = -EFAULT,
-};
-
-FIXTURE_VARIANT_ADD(family, madvise_populate_read) {
-	.fn = try_populate_read,
-	.refused = -EFAULT,
-};
-
-FIXTURE_VARIANT_ADD(family, madvise_dontneed) {
-	.fn = try_dontneed_load,
-	.refused = SIGBUS_ADRERR,
-};
-
-FIXTURE_VARIANT_ADD(family, madvise_willneed) {
-	.fn = try_willneed_load,
-	.refused = SIGBUS_ADRERR,
-};
-
-FIXTURE_VARIANT_ADD(family, mlock) {
-	.fn = try_mlock_load,
-	.refused = SIGBUS_ADRERR,
-};
-
-FIXTURE_VARIANT_ADD(family, mprotect) {
-	.fn = try_mprotect_load,
-	.refused = SIGBUS_ADRERR,
-};
-
-FIXTURE_VARIANT_ADD(family, fork) {
-	.fn = try_fork,
-	.refused = SIGBUS_ADRERR,
-};
-
-FIXTURE_VARIANT_ADD(family, second_mapping) {
-	.fn = try_second_mapping,
-	.refused = SIGBUS_ADRERR,
-};
-
-FIXTURE_VARIANT_ADD(family, populated_mapping) {
-	.fn = try_populated_mapping,
-	.refused = SIGBUS_ADRERR,
-};
-
-FIXTURE_VARIANT_ADD(family, moved_mapping) {
-	.fn = try_moved_mapping,
-	.refused = SIGBUS_ADRERR,
-};
-
-FIXTURE_VARIANT_ADD(family, second_vm) {
-	.fn = try_second_vm,
-	.refused = -EFAULT,
-	.pins = true,
-};
-
-FIXTURE_VARIANT_ADD(family, alias_slot) {
-	.fn = try_alias_slot,
-	.refused = -EFAULT,
-	.pins = true,
-};
-
-FIXTURE_VARIANT_ADD(family, store) {
-	.fn = try_store,
-	.refused = SIGBUS_ADRERR,
-	.write = true,
-};
-
-FIXTURE_VARIANT_ADD(family, process_vm_writev) {
-	.fn = try_process_vm_writev,
-	.refused = -EFAULT,
-	.write = true,
-	.pins = true,
-};
-
-FIXTURE_VARIANT_ADD(family, write_proc_self_mem) {
-	.fn = try_write_proc_self_mem,
-	.refused = -EIO,
-	.refused_too = -EFAULT,
-	.write = true,
-	.pins = true,
-};
-
-FIXTURE_VARIANT_ADD(family, ptrace_poke) {
-	.fn = try_ptrace_poke,
-	.refused = -EIO,
-	.refused_too = -EFAULT,
-	.write = true,
-	.pins = true,
-};
-
-FIXTURE_VARIANT_ADD(family, read_pipe) {
-	.fn = try_read_pipe,
-	.refused = -EFAULT,
-	.write = true,
-};
-
-FIXTURE_VARIANT_ADD(family, readv_file) {
-	.fn = try_readv_file,
-	.refused = -EFAULT,
-	.write = true,
-};
-
-FIXTURE_VARIANT_ADD(family, recv) {
-	.fn = try_recv,
-	.refused = -EFAULT,
-	.write = true,
-};
-
-FIXTURE_VARIANT_ADD(family, direct_read) {
-	.fn = try_direct_read,
-	.refused = -EFAULT,
-	.write = true,
-	.pins = true,
-};
-
-FIXTURE_VARIANT_ADD(family, io_uring_read) {
-	.fn = try_io_uring_read,
-	.refused = -EFAULT,
-	.write = true,
-};
-
-FIXTURE_VARIANT_ADD(family, io_uring_read_fixed) {
-	.fn = try_io_uring_read_fixed,
-	.refused = -EFAULT,
-	.refused_too = -EOPNOTSUPP,
-	.write = true,
-	.longterm = true,
-	.pins = true,
-};
-
-FIXTURE_VARIANT_ADD(family, getrandom) {
-	.fn = try_getrandom,
-	.refused = -EFAULT,
-	.write = true,
-};
-
-FIXTURE_VARIANT_ADD(family, futex_wake_op) {
-	.fn = try_futex_wake_op,
-	.refused = -EFAULT,
-	.write = true,
-};
-
-FIXTURE_VARIANT_ADD(family, madvise_populate_write) {
-	.fn = try_populate_write,
-	.refused = -EFAULT,
-	.write = true,
-};
-
-FIXTURE_VARIANT_ADD(family, store_second_mapping) {
-	.fn = try_store_second_mapping,
-	.refused = SIGBUS_ADRERR,
-	.write = true,
-};
-
-FIXTURE_VARIANT_ADD(family, fork_store) {
-	.fn = try_fork_store,
-	.refused = SIGBUS_ADRERR,
-	.write = true,
-};
-
-FIXTURE_VARIANT_ADD(family, second_vm_write) {
-	.fn = try_second_vm_write,
-	.refused = -EFAULT,
-	.write = true,
-	.pins = true,
-};
-
-FIXTURE_VARIANT_ADD(family, alias_slot_write) {
-	.fn = try_alias_slot_write,
-	.refused = -EFAULT,
-	.write = true,
-	.pins = true,
-};
+static void trace_stop(void)
+{
+	tracefs_write("events/kvm/kvm_protmem_refused/enable", "0");
+	tracefs_write("trace", "\n");
+}
 
 FIXTURE_SETUP(family)
 {
@@ -1214,12 +1044,12 @@ TEST_F(family, refused)
 		gpa = i ? GPA : GPA + SZ_1M + 5 * PAGE_SIZE;
 		ASSERT_EQ(0, protmem_make_private(p, gpa, PAGE_SIZE));
 		stat = vm_get_stat(p->vm, protmem_refused);
-		tracing = protmem_trace_start();
+		tracing = trace_start();
 
 		r = attempt(p, variant, gpa, seed);
-		traced = tracing ? protmem_trace_refused() : 0;
+		traced = tracing ? trace_refused() : 0;
 		if (tracing)
-			protmem_trace_stop();
+			trace_stop();
 		EXPECT_TRUE(is_refused(variant, r)) {
 			TH_LOG("on private page %d: %ld", i, r);
 		}
@@ -1288,21 +1118,21 @@ TEST(tracepoint)
 	u64 val, stat;
 	int i;
 
-	if (!protmem_trace_start())
+	if (!trace_start())
 		SKIP(return, "no tracefs at /sys/kernel/tracing with kvm:kvm_protmem_refused");
 
 	protmem_vm_create(&p, &opts);
 	ASSERT_EQ(0, protmem_make_private(&p, GPA, SZ_1M));
-	protmem_trace_start();
+	trace_start();
 	stat = vm_get_stat(p.vm, protmem_refused);
 	for (i = 0; i < 17; i++)
 		EXPECT_EQ(BUS_ADRERR, protmem_try_read(p.mem + i * PAGE_SIZE, &val));
-	EXPECT_EQ(17, protmem_trace_refused());
+	EXPECT_EQ(17, trace_refused());
 	EXPECT_EQ(stat + 17, vm_get_stat(p.vm, protmem_refused));
 	/* What is permitted is no event. */
 	EXPECT_EQ(0, protmem_try_read(p.mem + SZ_1M, &val));
-	EXPECT_EQ(17, protmem_trace_refused());
-	protmem_trace_stop();
+	EXPECT_EQ(17, trace_refused());
+	trace_stop();
 	protmem_vm_free(&p);
 }
 

@@ -21,21 +21,7 @@
 #define STRING_PORT	0x2000
 #define SEED		0x4e5e7
 
-FIXTURE(reset) {
-	struct protmem_vm p;
-};
-
-FIXTURE_SETUP(reset)
-{
-	struct protmem_opts opts = { .caps = PROTMEM_CAPS };
-
-	protmem_vm_create(&self->p, &opts);
-}
-
-FIXTURE_TEARDOWN(reset)
-{
-	protmem_vm_free(&self->p);
-}
+PROTMEM_FIXTURE(reset);
 
 static void check_pristine(struct protmem_vm *p)
 {

@@ -100,6 +100,25 @@ struct protmem_vm {
 	u64 convert_gpa, convert_size, convert_attributes, convert_flags;
 };
 
+/* A test suite of which each test has one VM with private memory. */
+#define PROTMEM_FIXTURE(name)						\
+FIXTURE(name) {								\
+	struct protmem_vm p;						\
+};									\
+									\
+FIXTURE_SETUP(name)							\
+{									\
+	struct protmem_opts opts = { .caps = PROTMEM_CAPS };		\
+									\
+	protmem_vm_create(&self->p, &opts);				\
+}									\
+									\
+FIXTURE_TEARDOWN(name)							\
+{									\
+	protmem_vm_free(&self->p);					\
+}									\
+struct __protmem_fixture_##name	/* takes the semicolon */
+
 /* Skip the whole program if the host doesn't have the capability. */
 void protmem_require(void);
 int protmem_nr_cpus(void);
@@ -136,7 +155,6 @@ u64 guest_fill(u64 gpa, u64 size, u64 seed, u64 unused);
 u64 guest_check(u64 gpa, u64 size, u64 seed, u64 unused);
 u64 guest_check_zero(u64 gpa, u64 size, u64 b, u64 c);
 u64 guest_convert(u64 gpa, u64 size, u64 attrs, u64 unused);
-u64 guest_hypercall(u64 nr, u64 a0, u64 a1, u64 a2);
 u64 guest_read64(u64 gva, u64 b, u64 c, u64 d);
 u64 guest_write64(u64 gva, u64 val, u64 c, u64 d);
 u64 guest_wrmsr(u64 msr, u64 val, u64 c, u64 d);
@@ -194,22 +212,6 @@ int protmem_try_write(void *mem, u64 val);
 s64 protmem_off_direct_map(void);
 s64 protmem_wait_off_direct_map(s64 wanted);
 s64 protmem_read_sysfs(const char *name);
-
-/* Count the kvm_protmem_refused events of this process. */
-bool protmem_trace_start(void);
-int protmem_trace_refused(void);
-void protmem_trace_stop(void);
-
-/*
- * Look for four consecutive bytes of @secret, repeated, in all that the kernel
- * shares with the VMM for a vCPU: kvm_run, the port I/O page, the coalesced
- * ring.  Returns true if found.
- */
-void protmem_run_clear(struct kvm_vcpu *vcpu);
-bool protmem_run_leaks(struct kvm_vcpu *vcpu, u64 secret);
-
-/* For guest code that is to run at CPL 3. */
-void protmem_make_user_accessible(struct kvm_vm *vm);
 
 /* As much of io_uring as it takes to have one request in flight. */
 struct protmem_ring {

@@ -17,7 +17,6 @@
 #include "protmem.h"
 
 #define SYSFS_POOL	"/sys/kernel/mm/unmapped_pool/"
-#define TRACEFS		"/sys/kernel/tracing/"
 
 void protmem_require(void)
 {
@@ -297,11 +296,6 @@ u64 guest_convert(u64 gpa, u64 size, u64 attrs, u64 unused)
 	return __kvm_hypercall_map_gpa_range(gpa, size, attrs);
 }
 
-u64 guest_hypercall(u64 nr, u64 a0, u64 a1, u64 a2)
-{
-	return kvm_hypercall(nr, a0, a1, a2, 0);
-}
-
 u64 guest_read64(u64 gva, u64 b, u64 c, u64 d)
 {
 	return READ_ONCE(*(u64 *)gva);
@@ -499,113 +493,6 @@ s64 protmem_wait_off_direct_map(s64 wanted)
 		usleep(20000);
 	}
 	return now;
-}
-
-static bool tracefs_write(const char *file, const char *what)
-{
-	char path[128];
-	bool ok;
-	int fd;
-
-	snprintf(path, sizeof(path), TRACEFS "%s", file);
-	fd = open(path, O_WRONLY | O_TRUNC);
-	if (fd < 0)
-		return false;
-	ok = write(fd, what, strlen(what)) == strlen(what);
-	close(fd);
-	return ok;
-}
-
-bool protmem_trace_start(void)
-{
-	if (!tracefs_write("events/kvm/kvm_protmem_refused/enable", "1"))
-		return false;
-	tracefs_write("tracing_on", "1");
-	tracefs_write("trace", "\n");
-	return true;
-}
-
-int protmem_trace_refused(void)
-{
-	char line[512];
-	int count = 0;
-	FILE *f = fopen(TRACEFS "trace", "r");
-
-	if (!f)
-		return -1;
-	while (fgets(line, sizeof(line), f)) {
-		if (line[0] != '#' && strstr(line, "kvm_protmem_refused:"))
-			count++;
-	}
-	fclose(f);
-	return count;
-}
-
-void protmem_trace_stop(void)
-{
-	tracefs_write("events/kvm/kvm_protmem_refused/enable", "0");
-	tracefs_write("trace", "\n");
-}
-
-static size_t run_size(void)
-{
-	static size_t size;
-	int fd;
-
-	if (!size) {
-		fd = open_kvm_dev_path_or_exit();
-		size = ioctl(fd, KVM_GET_VCPU_MMAP_SIZE, NULL);
-		close(fd);
-	}
-	return size;
-}
-
-void protmem_run_clear(struct kvm_vcpu *vcpu)
-{
-	/* Exit information only: what userspace has to answer is in there. */
-	memset(vcpu->run->padding, 0, sizeof(vcpu->run->padding));
-	memset((u8 *)vcpu->run + PAGE_SIZE, 0, PAGE_SIZE);
-}
-
-bool protmem_run_leaks(struct kvm_vcpu *vcpu, u64 secret)
-{
-	const u8 *b = (u8 *)vcpu->run;
-	size_t size = run_size(), i;
-	u32 window[8], v;
-	int j;
-
-	for (j = 0; j < 8; j++)
-		window[j] = (u32)((secret >> (j * 8)) |
-				  (j ? secret << (64 - j * 8) : 0));
-
-	for (i = 0; i + sizeof(v) <= size; i++) {
-		memcpy(&v, b + i, sizeof(v));
-		for (j = 0; j < 8; j++) {
-			if (v == window[j])
-				return true;
-		}
-	}
-	return false;
-}
-
-static void make_user(struct kvm_vm *vm, u64 table, int level)
-{
-	u64 *pte = addr_gpa2hva(vm, table);
-	int i;
-
-	for (i = 0; i < 512; i++) {
-		if (!(pte[i] & PTE_PRESENT_MASK(&vm->mmu)))
-			continue;
-		pte[i] |= PTE_USER_MASK(&vm->mmu);
-		if (level > PG_LEVEL_4K && !(pte[i] & PTE_HUGE_MASK(&vm->mmu)))
-			make_user(vm, pte[i] & PHYSICAL_PAGE_MASK, level - 1);
-	}
-}
-
-/* The test guests have neither SMEP nor SMAP. */
-void protmem_make_user_accessible(struct kvm_vm *vm)
-{
-	make_user(vm, vm->mmu.pgd, vm->mmu.pgtable_levels);
 }
 
 int protmem_ring_open(struct protmem_ring *ring)
