@@ -179,17 +179,17 @@ TEST_F(hidden, delete_slot)
 
 static u64 guest_clock(u64 gpa, u64 c, u64 d, u64 e)
 {
-	volatile u32 *version = (void *)gpa;
-	volatile u64 *system_time = (void *)(gpa + 16);
+	u32 *version = (void *)gpa;
+	u64 *system_time = (void *)(gpa + 16);
 	u64 time;
 	u32 v;
 	int i;
 
 	/* Bounded, as a test must not hang: an odd version never ends. */
 	for (i = 0; i < 1000000; i++) {
-		v = *version;
-		time = *system_time;
-		if (v && !(v & 1) && v == *version)
+		v = READ_ONCE(*version);
+		time = READ_ONCE(*system_time);
+		if (v && !(v & 1) && v == READ_ONCE(*version))
 			return time;
 	}
 	return 0;
