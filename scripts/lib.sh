@@ -74,3 +74,18 @@ mirrors() {
 			$2 == os                         { print 2, $1 }' |
 		sort -u | awk '!seen[$2]++ { print $2 }'
 }
+
+# from_mirror NAME TARGET OPTION...: what mmdebstrap makes of packages of this
+# machine's own release.  Its log is build/obj/NAME.log.
+from_mirror() {
+	local name=$1 target=$2 uri; shift 2
+	mkdir -p "$BUILD/obj"
+	# apt's way to the network is the machine's own.
+	apt-config dump | grep '^Acquire::' >"$BUILD/obj/apt-acquire.conf" || true
+	for uri in $(mirrors); do
+		logged "$BUILD/obj/$name.log" mmdebstrap "$@" --aptopt="$BUILD/obj/apt-acquire.conf" \
+			"$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:-}")" "$target" "$uri" && return
+		rm -rf "$target"
+	done
+	return 1
+}

@@ -3,12 +3,15 @@
 in them that take commands on their serial console.  point() prints TAP."""
 
 import contextlib
+import hashlib
+import http.server
 import json
 import os
 import re
 import select
 import socket
 import subprocess
+import threading
 import time
 
 QEMU = "/repo/build/qemu/qemu-system-x86_64"
@@ -51,6 +54,39 @@ def check(what, why):
 def off_direct_map():
     with open("/sys/kernel/mm/unmapped_pool/off_direct_map_bytes", encoding="ascii") as f:
         return int(f.read())
+
+
+def attacks(guest, marker, *words):
+    """What the host gets of its memory: for each attack whether anything, and a text."""
+    done = subprocess.run(["python3", "/repo/tests/emulated/attacks", str(guest.process.pid), "", marker.decode().strip(),
+                           *words], stdout=subprocess.PIPE, check=False, text=True)
+    check(done.returncode == 0, f"the attacks ended with status {done.returncode}")
+    return json.loads(done.stdout)
+
+
+def vhost_runs(guest):
+    """Of its two network devices one is run by vhost in the kernel."""
+    return sum("vhost-dev" in guest.must("x-query-virtio-status", path=device["path"])
+               for device in guest.must("x-query-virtio") if device["name"] == "virtio-net") == 1
+
+
+class Server(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+def serve(size=300000):
+    """A file for guests to fetch, at port 8000 of 10.0.2.2 and of 10.9.0.1 on tap0; its SHA-256."""
+    os.mkdir("/tmp/www")
+    os.chdir("/tmp/www")
+    data = os.urandom(size)
+    with open("file", "wb") as f:
+        f.write(data)
+    subprocess.run("ip tuntap add tap0 mode tap && ip addr add 10.9.0.1/24 dev tap0 && ip link set tap0 up",
+                   shell=True, check=True)
+    server = http.server.ThreadingHTTPServer(("0.0.0.0", 8000), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return hashlib.sha256(data).hexdigest()
 
 
 class Machine:
@@ -160,13 +196,13 @@ class Guest(Machine):
     """A guest that boots from its disk, by default with a kernel given to QEMU, and takes commands.
     The kernel is also on a second disk."""
 
-    def __init__(self, name, *args, append="", kernel=True,
+    def __init__(self, name, *args, append="", kernel=True, memory=MEMORY,
                  disks="-device virtio-blk-pci,drive=root -device virtio-blk-pci,drive=kernel", **more):
         if kernel:
             args += ("-kernel " + KERNEL, ["-append", APPEND + "root=/dev/vda " + append])
-        self.text, self.seen = "", 0
+        self.text, self.seen, self.memory = "", 0, memory
         super().__init__(
-            name, f"-m {MEMORY}M -smp 2 -chardev socket,id=serial,path=serial,server=on,wait=on,logfile=/out/{name}.log",
+            name, f"-m {memory}M -smp 2 -chardev socket,id=serial,path=serial,server=on,wait=on,logfile=/out/{name}.log",
             # The firmware waits, so that there is time to look at memory.
             "-serial chardev:serial -boot menu=on,splash-time=3000 -gdb unix:gdb,server=on,wait=off",
             "-drive file=/repo/build/guest.ext4,id=root,if=none,format=raw,snapshot=on",
@@ -226,10 +262,10 @@ class Guest(Machine):
         check(re.fullmatch("[0-9a-f-]{36}", marker), f"no marker: {marker}")
         return f"life-{marker}\n".encode()
 
-    def save(self, start=1 << 20, size=(MEMORY - 1) << 20):
+    def save(self, start=1 << 20, size=0):
         """pmemsave: what it wrote, and its answer."""
         path = f"{self.dir}/memory"
-        answer = self.qmp("pmemsave", val=start, size=size, filename=path)
+        answer = self.qmp("pmemsave", val=start, size=size or (self.memory - 1) << 20, filename=path)
         data = b""
         if os.path.exists(path):
             with open(path, "rb") as f:
