@@ -60,7 +60,7 @@ apply:
 	@[ -z "$(QEMUDIR)" ] || scripts/series apply qemu "$(QEMUDIR)"
 
 # What is promised but not there says so instead of doing nothing.
-## make demo         attack an ordinary and a protected guest, show what happens
+## make demo         attack guests with and without protection, show what happens
 demo:
 	@scripts/demo
 ## make check-full   the long tests, in shards (SHARD=name for one); goes on where it was stopped
