@@ -2,6 +2,7 @@
 /*
  * KVM_CAP_PROTECTED_MEMORY: what can be asked for, and every wrong way to ask.
  */
+#include <fcntl.h>
 #include <string.h>
 
 #include "kselftest_harness.h"
@@ -1102,8 +1103,58 @@ TEST(ordinary_vm)
 	protmem_vm_free(&p);
 }
 
+/*
+ * Where KVM makes shadow page tables, or has no TDP MMU, there is no protected
+ * memory, and the log says why.  main() runs this there, and nothing else.
+ */
+TEST(no_two_dimensional_paging)
+{
+	static const char why[] = "no protected memory: two-dimensional paging with the TDP MMU is off";
+	struct kvm_vm *vm = vm_create_barebones();
+	int fd = vm_create_guest_memfd(vm, PAGE_SIZE, PROTMEM_GMEM_FLAGS);
+	void *mem = kvm_mmap(PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
+	int log, said = 0;
+	char line[1024];
+	ssize_t n;
+
+	EXPECT_EQ(0, kvm_check_cap(KVM_CAP_PROTECTED_MEMORY));
+	EXPECT_EQ(0, vm_check_cap(vm, KVM_CAP_PROTECTED_MEMORY));
+	EXPECT_EQ(0, kvm_check_cap(KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES));
+	EXPECT_EQ(0, vm_check_cap(vm, KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES));
+	EXPECT_EQ(-EINVAL, protmem_enable_cap(vm, PROTMEM_CAPS, 0));
+	EXPECT_EQ(-EINVAL, protmem_enable_cap(vm, PROTMEM_CAPS_HIDE, 0));
+	EXPECT_EQ(-1, __vm_set_user_memory_region2(vm, 1, PROTMEM_FLAGS,
+						   PROTMEM_GPA, PAGE_SIZE, mem,
+						   fd, 0));
+	EXPECT_EQ(EINVAL, errno);
+
+	log = open("/dev/kmsg", O_RDONLY | O_NONBLOCK);
+	ASSERT_LE(0, log);
+	/* EPIPE: records were lost, others follow. */
+	while ((n = read(log, line, sizeof(line) - 1)) > 0 || errno == EPIPE) {
+		if (n <= 0)
+			continue;
+		line[n] = 0;
+		said += !!strstr(line, why);
+	}
+	EXPECT_EQ(1, said);
+
+	close(log);
+	kvm_munmap(mem, PAGE_SIZE);
+	close(fd);
+	kvm_vm_free(vm);
+}
+
 int main(int argc, char **argv)
 {
-	protmem_require();
-	return test_harness_run(argc, argv);
+	bool tdp = protmem_tdp_is_on();
+	char *args[] = { argv[0], tdp ? "-T" : "-t", "no_two_dimensional_paging",
+			 NULL };
+
+	/* No skip, whatever KVM says: it is the parameters that tell. */
+	if (tdp)
+		protmem_require();
+	if (argc > 1)
+		return test_harness_run(argc, argv);
+	return test_harness_run(3, args);
 }

@@ -447,6 +447,14 @@ TEST(signals)
 	protmem_vm_free(&p);
 }
 
+static void pre_fault(struct protmem_vm *p, u64 gpa, u64 size)
+{
+	struct kvm_pre_fault_memory range = { .gpa = gpa, .size = size };
+
+	while (range.size)
+		vcpu_ioctl(p->vcpu[0], KVM_PRE_FAULT_MEMORY, &range);
+}
+
 /*
  * The VMM pins a shared page in a pipe, the guest unshares it and puts a secret
  * there.  Whoever reads the pipe gets the page as it was.
@@ -454,7 +462,7 @@ TEST(signals)
  * Mutant killed: remapping the page instead of exchanging it.
  */
 static void pin_by_vmsplice(struct __test_metadata *_metadata,
-			    struct protmem_vm *p)
+			    struct protmem_vm *p, bool prefault)
 {
 	const int n = 8;
 	struct iovec iov = { .iov_base = p->mem, .iov_len = n * PAGE_SIZE };
@@ -465,8 +473,11 @@ static void pin_by_vmsplice(struct __test_metadata *_metadata,
 	for (round = 0; round < 5; round++) {
 		protmem_fill(p, GPA, n * PAGE_SIZE, SEED + round);
 		/* The guest has it mapped, too. */
-		ASSERT_EQ(0, protmem_call(p, 0, guest_check, GPA, n * PAGE_SIZE,
-					  SEED + round));
+		if (prefault)
+			pre_fault(p, GPA, n * PAGE_SIZE);
+		else
+			ASSERT_EQ(0, protmem_call(p, 0, guest_check, GPA,
+						  n * PAGE_SIZE, SEED + round));
 		ASSERT_EQ(n * PAGE_SIZE, vmsplice(fds[1], &iov, 1, 0));
 		ASSERT_EQ(0, protmem_make_private(p, GPA, n * PAGE_SIZE));
 		ASSERT_EQ(0, protmem_call(p, 0, guest_check, GPA, n * PAGE_SIZE,
@@ -486,7 +497,7 @@ static void pin_by_vmsplice(struct __test_metadata *_metadata,
 
 TEST_F(convert, pinned_by_vmsplice)
 {
-	pin_by_vmsplice(_metadata, &self->p);
+	pin_by_vmsplice(_metadata, &self->p, false);
 }
 
 /*
@@ -501,7 +512,35 @@ TEST(second_stage_is_zapped)
 	struct protmem_vm p;
 
 	protmem_vm_create(&p, &opts);
-	pin_by_vmsplice(_metadata, &p);
+	pin_by_vmsplice(_metadata, &p, false);
+	protmem_vm_free(&p);
+}
+
+/*
+ * The same with entries that no guest has used yet.  Where EPT has no accessed
+ * bits they grant neither read, write nor execute, but they lead to a page.
+ *
+ * Mutant killed: such entries are not taken for present when zapping.
+ */
+TEST(prefaulted_is_zapped)
+{
+	struct protmem_opts opts = { .caps = PROTMEM_CAPS, .decoy = true };
+	const u64 size = 8 * PAGE_SIZE;
+	struct protmem_vm p;
+	int round;
+
+	protmem_vm_create(&p, &opts);
+	pin_by_vmsplice(_metadata, &p, true);
+
+	/* From private to shared: the guest reads what the VMM has written. */
+	for (round = 0; round < 5; round++) {
+		ASSERT_EQ(0, protmem_make_private(&p, GPA, size));
+		pre_fault(&p, GPA, size);
+		ASSERT_EQ(0, protmem_make_shared(&p, GPA, size));
+		protmem_fill(&p, GPA, size, SEED + round);
+		ASSERT_EQ(0, protmem_call(&p, 0, guest_check, GPA, size,
+					  SEED + round));
+	}
 	protmem_vm_free(&p);
 }
 

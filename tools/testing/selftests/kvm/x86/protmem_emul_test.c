@@ -6,6 +6,7 @@
  * searched for pieces of the secret that surrounds the operands.
  */
 #include <pthread.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -1061,6 +1062,122 @@ TEST(operand_moves)
 	EXPECT_EQ(0, p.cmd[1]->ret);
 	TH_LOG("%lu iterations, %lu conversions", i, 2 * p.cmd[1]->count);
 	protmem_vm_free(&p);
+}
+
+/*
+ * From reset to protected mode, with an interrupt on the way; code, data, stack,
+ * vectors and descriptors are in private memory, as when a secondary CPU of a
+ * protected guest starts.  On VMX without unrestricted guests KVM emulates some
+ * of it, and runs the rest with page tables and a TSS of its own making.
+ */
+#define REAL_VECTOR	0x40
+#define REAL_CODE	0x1000
+#define REAL_GDT	0x1f00
+#define REAL_DATA	0x2000
+#define REAL_SHARED	0x3000
+#define REAL_SIZE	0x10000
+
+extern const u8 real_mode_code[], real_mode_hypercall[], real_mode_irq[],
+		real_mode_end[];
+asm(".pushsection .rodata\n"
+	"real_mode_code:\n"
+	".code16\n"
+	"	mov	0x2000, %ax\n"
+	"	add	$0x1111, %ax\n"
+	"	push	%ax\n"
+	"	pop	%bx\n"
+	"	mov	%bx, 0x2002\n"
+	"	out	%al, $0xe4\n"
+	"	lgdtl	0x1f20\n"
+	"	mov	%cr0, %eax\n"
+	"	or	$1, %al\n"
+	"	mov	%eax, %cr0\n"
+	"	ljmpl	$8, $(0x1000 + 1f - real_mode_code)\n"
+	".code32\n"
+	"1:	mov	$16, %ax\n"
+	"	mov	%ax, %ds\n"
+	"	mov	%ax, %es\n"
+	"	mov	%ax, %ss\n"
+	"	mov	0x2000, %esi\n"
+	"	mov	$12, %eax\n"		/* KVM_HC_MAP_GPA_RANGE, to share */
+	"	mov	$0x3000, %ebx\n"
+	"	mov	$1, %ecx\n"
+	"	mov	$0, %edx\n"
+	"real_mode_hypercall:\n"
+	"	vmcall\n"
+	"	mov	%esi, 0x3000\n"
+	"	mov	%eax, 0x3004\n"
+	"	out	%al, $0xe4\n"
+	".code16\n"
+	"real_mode_irq:\n"
+	"	incw	0x2000\n"
+	"	iret\n"
+	".code64\n"
+	"real_mode_end:\n"
+	".popsection\n");
+
+TEST(real_mode)
+{
+	static const u64 gdt[] = { 0, 0x00cf9b000000ffff, 0x00cf93000000ffff };
+	const u32 word = 0x1234;
+	struct kvm_vm *vm = vm_create_barebones();
+	struct kvm_vcpu_events events;
+	struct kvm_vcpu *vcpu;
+	struct kvm_sregs sregs;
+	struct kvm_regs regs;
+	u64 val;
+	u8 *mem;
+	int fd;
+
+	ASSERT_EQ(0, protmem_enable_cap(vm, PROTMEM_CAPS, 0));
+	vm_ioctl(vm, KVM_SET_TSS_ADDR, (void *)0xfffbd000ul);
+	fd = vm_create_guest_memfd(vm, REAL_SIZE, PROTMEM_GMEM_FLAGS);
+	mem = kvm_mmap(REAL_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
+	vm_set_user_memory_region2(vm, 1, PROTMEM_FLAGS, 0, REAL_SIZE, mem, fd, 0);
+
+	memcpy(mem + REAL_CODE, real_mode_code, real_mode_end - real_mode_code);
+	/* vmcall or vmmcall */
+	mem[REAL_CODE + (real_mode_hypercall - real_mode_code) + 2] =
+		host_cpu_is_intel ? 0xc1 : 0xd9;
+	memcpy(mem + REAL_GDT, gdt, sizeof(gdt));
+	*(u16 *)(mem + REAL_GDT + 0x20) = sizeof(gdt) - 1;
+	*(u32 *)(mem + REAL_GDT + 0x22) = REAL_GDT;
+	*(u32 *)(mem + REAL_DATA) = word;
+	*(u32 *)(mem + REAL_VECTOR * 4) =
+		REAL_CODE + (real_mode_irq - real_mode_code);
+	ASSERT_EQ(0, protmem_set_attr(fd, 0, REAL_SIZE, KVM_MEMORY_ATTRIBUTE_PRIVATE,
+				      KVM_SET_MEMORY_ATTRIBUTES2_PRESERVE, NULL));
+
+	vcpu = __vm_vcpu_add(vm, 0);
+	vcpu_sregs_get(vcpu, &sregs);
+	sregs.cs.base = sregs.cs.selector = 0;
+	vcpu_sregs_set(vcpu, &sregs);
+	vcpu_regs_get(vcpu, &regs);
+	regs.rip = REAL_CODE;
+	regs.rsp = REAL_DATA + 0xf00;
+	vcpu_regs_set(vcpu, &regs);
+
+	vcpu_run(vcpu);
+	TEST_ASSERT_KVM_EXIT_REASON(vcpu, KVM_EXIT_IO);
+	vcpu_regs_get(vcpu, &regs);
+	EXPECT_EQ(word + 0x1111, regs.rbx & 0xffff);
+	EXPECT_EQ(BUS_ADRERR, protmem_try_read(mem + REAL_DATA, &val));
+
+	vcpu_run_complete_io(vcpu);
+	vcpu_events_get(vcpu, &events);
+	events.interrupt.injected = 1;
+	events.interrupt.nr = REAL_VECTOR;
+	vcpu_events_set(vcpu, &events);
+	vcpu_run(vcpu);
+	TEST_ASSERT_KVM_EXIT_REASON(vcpu, KVM_EXIT_IO);
+	EXPECT_EQ(0, protmem_try_read(mem + REAL_SHARED, &val));
+	EXPECT_EQ((word + 0x1111) << 16 | (word + 1), val);
+	EXPECT_EQ(BUS_ADRERR, protmem_try_read(mem + REAL_DATA, &val));
+	EXPECT_EQ(BUS_ADRERR, protmem_try_read(mem + REAL_CODE, &val));
+
+	kvm_munmap(mem, REAL_SIZE);
+	close(fd);
+	kvm_vm_free(vm);
 }
 
 int main(int argc, char **argv)

@@ -121,6 +121,7 @@ struct __protmem_fixture_##name	/* takes the semicolon */
 
 /* Skip the whole program if the host doesn't have the capability. */
 void protmem_require(void);
+bool protmem_tdp_is_on(void);
 int protmem_nr_cpus(void);
 u64 protmem_test_iterations(u64 dfl);
 

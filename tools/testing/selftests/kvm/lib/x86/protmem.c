@@ -29,6 +29,12 @@ void protmem_require(void)
 		       PROTMEM_CAPS);
 }
 
+/* What alone decides on x86; without it there must be no protected memory. */
+bool protmem_tdp_is_on(void)
+{
+	return kvm_is_tdp_enabled() && get_kvm_param_bool("tdp_mmu");
+}
+
 int protmem_nr_cpus(void)
 {
 	cpu_set_t set;
