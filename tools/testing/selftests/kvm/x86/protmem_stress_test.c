@@ -280,6 +280,15 @@ static void join_vcpus(struct host *h)
 	}
 }
 
+static void stop_vcpus(struct host *h)
+{
+	int i;
+
+	for (i = 0; i < NR_VCPUS; i++)
+		WRITE_ONCE(h->p.cmd[i]->stop, 1);
+	join_vcpus(h);
+}
+
 static void host_init(struct host *h)
 {
 	struct protmem_opts opts = { .caps = PROTMEM_CAPS, .nr_vcpus = NR_VCPUS };
@@ -334,7 +343,7 @@ TEST(convert_against_vmm)
 /* The same, stopped and reset again and again. */
 TEST(convert_and_reset)
 {
-	u64 rounds = protmem_test_iterations(30), i, j;
+	u64 rounds = protmem_test_iterations(30), i;
 	struct host h;
 	pthread_t t[2];
 	int r, busy = 0;
@@ -354,9 +363,7 @@ TEST(convert_and_reset)
 		r = protmem_reset(&h.p);
 		ASSERT_EQ(-EBUSY, r);
 		busy++;
-		for (j = 0; j < NR_VCPUS; j++)
-			WRITE_ONCE(h.p.cmd[j]->stop, 1);
-		join_vcpus(&h);
+		stop_vcpus(&h);
 		ASSERT_EQ(0, protmem_reset(&h.p));
 		ASSERT_EQ(0, vm_get_stat(h.p.vm, protmem_private_bytes));
 	}
@@ -391,6 +398,9 @@ enum stage {
 	VM_OUTLIVES_FD,
 	IN_EMULATED_STRING,
 	UNDER_FIRE,
+	/* These are for killed_at_random only. */
+	IN_RESET_OF_MANY,
+	IN_BIRTH_AND_DEATH,
 };
 
 FIXTURE(death) {
@@ -579,6 +589,22 @@ static void live(enum stage stage, int sock)
 		pthread_create(&t[3], NULL, asker, &h);
 		start_vcpus(&h, -1ull, 98);
 		goto wait;
+	case IN_RESET_OF_MANY:
+		host_init(&h);
+		for (i = 0; ; i++) {
+			start_vcpus(&h, 1u << 30, 97 + i);
+			usleep(i * 100 % 3000);
+			stop_vcpus(&h);
+			TEST_ASSERT_EQ(protmem_reset(&h.p), 0);
+		}
+	case IN_BIRTH_AND_DEATH:
+		for (;;) {
+			protmem_vm_create(&vm, &opts);
+			TEST_ASSERT_EQ(protmem_make_private(&vm, GPA, SZ_1M), 0);
+			protmem_call(&vm, 0, guest_fill, GPA, SZ_64K, 96);
+			TEST_ASSERT_EQ(protmem_make_shared(&vm, GPA, SZ_16K), 0);
+			protmem_vm_free(&vm);
+		}
 	default:
 		break;
 	}
@@ -745,6 +771,131 @@ TEST_F(death, at_stage)
 		}
 		check_all_back(_metadata);
 	}
+}
+
+static u64 now_us(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000000ull + ts.tv_nsec / 1000;
+}
+
+/* A line of /proc/meminfo in KiB; 0 if there is none. */
+static s64 meminfo(const char *name)
+{
+	FILE *f = fopen("/proc/meminfo", "r");
+	s64 kb = 0;
+	char line[128];
+
+	if (!f)
+		return 0;
+	while (fgets(line, sizeof(line), f)) {
+		if (!strncmp(line, name, strlen(name)) && line[strlen(name)] == ':')
+			kb = strtoll(line + strlen(name) + 1, NULL, 10);
+	}
+	fclose(f);
+	return kb;
+}
+
+/* What is free once all has been given back that can be; -1 without the right. */
+static s64 free_memory(void)
+{
+	s64 now, most = 0;
+	int fd, i;
+
+	for (i = 0; i < 20; i++) {
+		fd = open("/proc/sys/vm/drop_caches", O_WRONLY);
+		if (fd < 0 || write(fd, "3", 1) != 1)
+			return -1;
+		close(fd);
+		now = meminfo("MemFree");
+		if (i && now < most + 64)
+			break;
+		most = max(most, now);
+		usleep(300000);
+	}
+	return most;
+}
+
+/* In all rounds together; a block that is lost is seen at once, see above. */
+#define MAX_LOST_KB	4096
+
+/*
+ * Killed at moments that nobody has chosen, while starting, faulting,
+ * converting, being reset, changing slots and dying.
+ */
+TEST(killed_at_random)
+{
+	static const enum stage stages[] = {
+		IN_CONVERSION, IN_LARGE_CONVERSION, IN_SET_ATTRIBUTES, IN_RESET,
+		IN_SLOT_DELETION, UNDER_FIRE, IN_RESET_OF_MANY,
+		IN_BIRTH_AND_DEATH,
+	};
+	u64 rounds = protmem_test_iterations(16), i, start, longest = 0, delay;
+	s64 free_before = 0, free_after, small_before = 0, small_after;
+	u64 seed = now_us(), rng = seed, early = 0, warm_up;
+	int socks[2], status;
+	char c;
+	pid_t pid;
+
+	if (protmem_nr_cpus() < 2)
+		SKIP(return, "needs 2 CPUs");
+
+	/* One round for each stage, to see how long its start takes. */
+	warm_up = ARRAY_SIZE(stages);
+	TH_LOG("seed %lu", seed);
+	for (i = 0; i < warm_up + rounds; i++) {
+		enum stage stage = i < warm_up ? stages[i] :
+				   stages[thread_random(&rng) % ARRAY_SIZE(stages)];
+
+		if (i == warm_up) {
+			free_before = free_memory();
+			small_before = meminfo("DirectMap4k");
+		}
+		ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0,
+					socks));
+		start = now_us();
+		pid = fork();
+		if (!pid) {
+			close(socks[0]);
+			live(stage, socks[1]);
+			_exit(1);
+		}
+		close(socks[1]);
+		if (i < warm_up && stage < IN_RESET_OF_MANY) {
+			while (read(socks[0], &c, 1) < 0 && errno == EAGAIN)
+				usleep(1000);
+			longest = max(longest, now_us() - start);
+		} else {
+			delay = thread_random(&rng) % (2 * longest);
+			usleep(delay);
+			if (stage < IN_RESET_OF_MANY && read(socks[0], &c, 1) < 0)
+				early++;
+		}
+		kill(pid, SIGKILL);
+		ASSERT_EQ(pid, waitpid(pid, &status, 0));
+		ASSERT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL) {
+			TH_LOG("round %lu, stage %d: ended by itself, status %x", i,
+			       stage, status);
+		}
+		close(socks[0]);
+		ASSERT_EQ(0, protmem_wait_off_direct_map(0)) {
+			TH_LOG("round %lu, stage %d", i, stage);
+		}
+		ASSERT_EQ(0, protmem_read_sysfs("quarantined_bytes"));
+	}
+
+	small_after = meminfo("DirectMap4k");
+	free_after = free_memory();
+	TH_LOG("%lu killed, %lu of them before they were ready; it took up to %lu us to be",
+	       rounds, early, longest);
+	TH_LOG("free memory %ld kB before, %ld kB after; mapped by 4 KiB pages %ld kB before, %ld kB after",
+	       free_before, free_after, small_before, small_after);
+	EXPECT_LT(0, free_before);
+	EXPECT_LE(free_before - free_after, MAX_LOST_KB);
+	/* Large entries are cut only where memory is in small pieces. */
+	EXPECT_LE(small_after - small_before, MAX_LOST_KB);
 }
 
 /* Many VMs, one after the other and side by side, and no byte is lost. */
