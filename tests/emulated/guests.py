@@ -94,7 +94,7 @@ class Machine:
 
     def __init__(self, name, *args, protected=True, machine="q35", accel="kvm", cpu="host,-xsave,-tsc-deadline"):
         self.name, self.dir, self.events = name, f"/tmp/{name}", []
-        self.log = f"/out/{name}.qemu" if isinstance(self, Guest) else f"{self.dir}/log"
+        self.log = f"/out/{name}.qemu" if isinstance(self, Console) else f"{self.dir}/log"
         os.mkdir(self.dir)
         self.monitor = None
         words = [word for arg in args for word in (arg.split() if isinstance(arg, str) else arg)]
@@ -192,23 +192,14 @@ class Machine:
         return self.process.wait()
 
 
-class Guest(Machine):
-    """A guest that boots from its disk, by default with a kernel given to QEMU, and takes commands.
-    The kernel is also on a second disk."""
+class Console(Machine):
+    """A guest whose serial console takes commands, once it has booted."""
 
-    def __init__(self, name, *args, append="", kernel=True, memory=MEMORY,
-                 disks="-device virtio-blk-pci,drive=root -device virtio-blk-pci,drive=kernel", **more):
-        if kernel:
-            args += ("-kernel " + KERNEL, ["-append", APPEND + "root=/dev/vda " + append])
-        self.text, self.seen, self.memory = "", 0, memory
+    def __init__(self, name, *args, memory=MEMORY, **more):
+        self.memory, self.text, self.seen = memory, "", 0
         super().__init__(
-            name, f"-m {memory}M -smp 2 -chardev socket,id=serial,path=serial,server=on,wait=on,logfile=/out/{name}.log",
-            # The firmware waits, so that there is time to look at memory.
-            "-serial chardev:serial -boot menu=on,splash-time=3000 -gdb unix:gdb,server=on,wait=off",
-            "-drive file=/repo/build/guest.ext4,id=root,if=none,format=raw,snapshot=on",
-            f"-drive file={KERNEL},id=kernel,if=none,format=raw,readonly=on,file.locking=off",
-            "-netdev user,id=user -device virtio-net-pci,netdev=user,romfile= -device virtio-rng-pci",
-            disks, *args, **more)
+            name, f"-m {memory}M -chardev socket,id=serial,path=serial,server=on,wait=on,logfile=/out/{name}.log",
+            "-serial chardev:serial", *args, **more)
         self.console = self.connect("serial")
         check(self.console and self.started(), f"{name}: QEMU has ended: {self.said()}")
 
@@ -262,10 +253,10 @@ class Guest(Machine):
         check(re.fullmatch("[0-9a-f-]{36}", marker), f"no marker: {marker}")
         return f"life-{marker}\n".encode()
 
-    def save(self, start=1 << 20, size=0):
-        """pmemsave: what it wrote, and its answer."""
+    def save(self, start=1 << 20, size=None):
+        """pmemsave, to the end of memory if no size is given: what it wrote, and its answer."""
         path = f"{self.dir}/memory"
-        answer = self.qmp("pmemsave", val=start, size=size or (self.memory - 1) << 20, filename=path)
+        answer = self.qmp("pmemsave", val=start, size=size or (self.memory << 20) - start, filename=path)
         data = b""
         if os.path.exists(path):
             with open(path, "rb") as f:
@@ -288,3 +279,21 @@ class Guest(Machine):
                 s.sendall(b"+")
         self.qmp("cont")
         return match[1].decode()
+
+
+class Guest(Console):
+    """A guest that boots from its disk, by default with a kernel given to QEMU.  The kernel is also
+    on a second disk."""
+
+    def __init__(self, name, *args, append="", kernel=True,
+                 disks="-device virtio-blk-pci,drive=root -device virtio-blk-pci,drive=kernel", **more):
+        if kernel:
+            args += ("-kernel " + KERNEL, ["-append", APPEND + "root=/dev/vda " + append])
+        super().__init__(
+            name, "-smp 2 -gdb unix:gdb,server=on,wait=off",
+            # The firmware waits, so that there is time to look at memory.
+            "-boot menu=on,splash-time=3000",
+            "-drive file=/repo/build/guest.ext4,id=root,if=none,format=raw,snapshot=on",
+            f"-drive file={KERNEL},id=kernel,if=none,format=raw,readonly=on,file.locking=off",
+            "-netdev user,id=user -device virtio-net-pci,netdev=user,romfile= -device virtio-rng-pci",
+            disks, *args, **more)
