@@ -711,17 +711,17 @@ VARIANT(cap);
 VARIANT(set_slot, "kvm_protmem_bind");
 VARIANT(delete_slot);
 VARIANT(fault, "unmapped_alloc_order", "unmapped_pool_alloc",
-	"kvm_protmem_private_page", "kvm_protmem_get_pfn");
+	"kvm_protmem_pool_page", "kvm_protmem_get_pfn");
 VARIANT(fault_small, "unmapped_alloc_order", "set_direct_map_valid_noflush",
 	"unmapped_pool_alloc");
 VARIANT(fault_shared, "kvm_protmem_shared_folio");
-VARIANT(fault_hidden, "unmapped_pool_alloc", "kvm_protmem_private_page");
+VARIANT(fault_hidden, "unmapped_pool_alloc", "kvm_protmem_pool_page");
 VARIANT(attr_private, "protmem_store_state", "protmem_make_private", "unmapped_pool_alloc");
 VARIANT(attr_shared, "protmem_store_state", "protmem_make_shared");
 VARIANT(attr_private_zero, "protmem_store_state");
 VARIANT(attr_shared_zero, "protmem_store_state");
-VARIANT(hc_private, "kvm_protmem_convert_gfns", "protmem_make_private");
-VARIANT(hc_shared, "kvm_protmem_convert_gfns", "protmem_make_shared");
+VARIANT(hc_private, "protmem_convert_gfns", "protmem_make_private");
+VARIANT(hc_shared, "protmem_convert_gfns", "protmem_make_shared");
 VARIANT(allocate_private, "kvm_protmem_allocate", "unmapped_pool_alloc");
 VARIANT(allocate_shared, "kvm_protmem_allocate", "kvm_protmem_shared_folio");
 VARIANT(punch_private);
