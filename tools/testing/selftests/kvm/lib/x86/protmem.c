@@ -173,13 +173,6 @@ void protmem_vm_create(struct protmem_vm *p, const struct protmem_opts *opts)
 		p->cmd[i] = addr_gva2hva(vm, p->cmd_gva[i]);
 		vcpu_args_set(p->vcpu[i], 1, p->cmd_gva[i]);
 		vcpu_regs_get(p->vcpu[i], &p->boot_regs[i]);
-		/*
-		 * Nothing interrupts these guests.  But Bochs forgets that the
-		 * host's interrupts end a guest that was entered without IF,
-		 * so that one which waits for the host would wait forever.
-		 */
-		p->boot_regs[i].rflags |= X86_EFLAGS_IF;
-		vcpu_regs_set(p->vcpu[i], &p->boot_regs[i]);
 		vcpu_sregs_get(p->vcpu[i], &p->boot_sregs[i]);
 	}
 	kvm_arch_vm_finalize_vcpus(vm);
