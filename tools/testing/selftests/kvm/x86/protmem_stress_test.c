@@ -897,7 +897,9 @@ TEST(killed_at_random)
 	TH_LOG("free memory %ld kB before, %ld kB after; mapped by 4 KiB pages %ld kB before, %ld kB after",
 	       free_before, free_after, small_before, small_after);
 	EXPECT_LT(0, free_before);
-	EXPECT_LE(free_before - free_after, MAX_LOST_KB);
+	/* What comes and goes by itself is more than a few VMs can lose. */
+	if (rounds >= 100)
+		EXPECT_LE(free_before - free_after, MAX_LOST_KB);
 	/* Large entries are cut only where memory is in small pieces. */
 	EXPECT_LE(small_after - small_before, MAX_LOST_KB);
 }
