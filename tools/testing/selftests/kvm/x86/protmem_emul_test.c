@@ -1129,6 +1129,11 @@ TEST(real_mode)
 	u8 *mem;
 	int fd;
 
+	/* What it sets up is enough for VMRUN, but not for a VM entry of VMX. */
+	if (host_cpu_is_intel)
+		SKIP(return, "the state of the segments is not right for VMX yet");
+
+
 	ASSERT_EQ(0, protmem_enable_cap(vm, PROTMEM_CAPS, 0));
 	vm_ioctl(vm, KVM_SET_TSS_ADDR, (void *)0xfffbd000ul);
 	fd = vm_create_guest_memfd(vm, REAL_SIZE, PROTMEM_GMEM_FLAGS);
