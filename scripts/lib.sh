@@ -36,6 +36,20 @@ base_field() {
 	sed -n "s/^$2: *//p" "$TOP/patches/$1/base"
 }
 
+# base_tree: Linux without the series, in build/src/linux-base.
+base_tree() {
+	local src=$BUILD/src/linux tree=$BUILD/src/linux-base
+	[ -f "$src/Kbuild" ] || die "$src has no source: run 'make source' first."
+	if ! [ -f "$tree/Kbuild" ]; then
+		need_space 4 "a second copy of the source"
+		git -C "$src" worktree add -q -f --detach "$tree" base ||
+			die "no worktree at $tree: remove it and run this again."
+	fi
+	[ -z "$(git -C "$tree" status --porcelain --untracked-files=no)" ] ||
+		die "$tree has changes, and is to be the base as it is: drop them (git -C $tree checkout .)."
+	git -C "$tree" checkout -q --detach base || die "$tree is not at the base: remove it and run this again."
+}
+
 elapsed() {
 	local s=$((SECONDS - ${1:-0}))
 	printf '%d:%02d' $((s / 60)) $((s % 60))
