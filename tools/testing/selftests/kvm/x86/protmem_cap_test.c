@@ -430,6 +430,7 @@ TEST(no_smm)
 	void *mem = kvm_mmap(size, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
 	void *anon = kvm_mmap(size, PROT_READ | PROT_WRITE,
 			      MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	struct kvm_vcpu_events before, events, after;
 	struct kvm_vcpu *vcpu;
 
 	EXPECT_EQ(0, vm_check_cap(vm, KVM_CAP_X86_SMM));
@@ -447,6 +448,19 @@ TEST(no_smm)
 	vcpu = __vm_vcpu_add(vm, 0);
 	EXPECT_EQ(-1, __vcpu_ioctl(vcpu, KVM_SMI, NULL));
 	EXPECT_EQ(EINVAL, errno);
+
+	/* Refused as a whole. */
+	vcpu_events_get(vcpu, &before);
+	events = before;
+	events.flags = KVM_VCPUEVENT_VALID_SMM;
+	events.smi.smm = 1;
+	events.nmi.masked = 1;
+	events.interrupt.injected = 1;
+	events.interrupt.nr = 33;
+	EXPECT_EQ(-1, __vcpu_ioctl(vcpu, KVM_SET_VCPU_EVENTS, &events));
+	EXPECT_EQ(EINVAL, errno);
+	vcpu_events_get(vcpu, &after);
+	EXPECT_EQ(0, memcmp(&before, &after, sizeof(before)));
 
 	kvm_munmap(anon, size);
 	kvm_munmap(mem, size);

@@ -180,6 +180,13 @@ TEST_F(convert, results)
 		}
 	}
 
+	/* All 64 bits of the number count in 64-bit mode. */
+	EXPECT_EQ(-KVM_ENOSYS,
+		  (s64)protmem_call(p, 0, guest_hypercall,
+				    BIT_ULL(32) | KVM_HC_MAP_GPA_RANGE, GPA, 1,
+				    ENCRYPTED));
+	EXPECT_FALSE(protmem_is_private(p, GPA));
+
 	/* The last one has shared whatever a failure left behind ... */
 	EXPECT_EQ(0, protmem_delete_slot(p, PROTMEM_SLOT));
 	EXPECT_EQ(0, protmem_set_slot(p, PROTMEM_SLOT, GPA, p->size, 0));
@@ -339,6 +346,48 @@ TEST(notification)
 	EXPECT_EQ(KVM_MEMORY_ATTRIBUTE_PRIVATE, p.convert_attributes);
 	EXPECT_TRUE(protmem_is_private(&p, tail));
 	EXPECT_TRUE(protmem_is_private(&p, tail + PAGE_SIZE));
+	protmem_vm_free(&p);
+}
+
+/* The debugger's exit waits for its turn, and is for the same instruction. */
+TEST(notification_when_single_stepping)
+{
+	struct protmem_opts opts = {
+		.caps = PROTMEM_CAPS,
+		.exit_flags = KVM_PROTMEM_EXIT_CONVERT,
+	};
+	struct kvm_guest_debug step = {
+		.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP,
+	};
+	int i, nr_steps = 0, nr_told = 0;
+	struct kvm_regs regs;
+	struct protmem_vm p;
+	struct kvm_run *run;
+
+	protmem_vm_create(&p, &opts);
+	run = p.vcpu[0]->run;
+	protmem_prepare(&p, 0, guest_convert, GPA, PAGE_SIZE, ENCRYPTED, 0);
+	vcpu_guest_debug_set(p.vcpu[0], &step);
+	for (i = 0; i < 2000; i++) {
+		vcpu_run(p.vcpu[0]);
+		if (run->exit_reason == KVM_EXIT_DEBUG) {
+			nr_steps++;
+			continue;
+		}
+		if (run->exit_reason != KVM_EXIT_PROTECTED_MEMORY)
+			break;
+		nr_told++;
+		vcpu_regs_get(p.vcpu[0], &regs);
+		EXPECT_EQ(0, regs.rax);
+		EXPECT_TRUE(protmem_is_private(&p, GPA));
+		vcpu_run(p.vcpu[0]);
+		ASSERT_EQ(KVM_EXIT_DEBUG, run->exit_reason);
+		EXPECT_EQ(regs.rip, run->debug.arch.pc);
+		EXPECT_TRUE(run->debug.arch.dr6 & BIT(14));
+	}
+	EXPECT_TRUE(protmem_done(&p, 0));
+	EXPECT_EQ(1, nr_told);
+	EXPECT_LT(3, nr_steps);
 	protmem_vm_free(&p);
 }
 

@@ -892,7 +892,7 @@ TEST_F(emul, kvm_set_vapic_addr)
 TEST(kvm_set_sregs_pdptrs)
 {
 	struct protmem_opts opts = { .caps = PROTMEM_CAPS, .nr_vcpus = 2 };
-	struct kvm_sregs2 sregs;
+	struct kvm_sregs2 before, sregs;
 	struct protmem_vm p;
 	u64 secret = 0x0000000badc0f001ull;
 	int i;
@@ -909,7 +909,9 @@ TEST(kvm_set_sregs_pdptrs)
 		protmem_vm_free(&p);
 		SKIP(return, "no KVM_CAP_SREGS2");
 	}
-	vcpu_ioctl(p.vcpu[1], KVM_GET_SREGS2, &sregs);
+	memset(&before, 0, sizeof(before));
+	vcpu_ioctl(p.vcpu[1], KVM_GET_SREGS2, &before);
+	sregs = before;
 	sregs.flags = 0;
 	sregs.efer &= ~(BIT_ULL(8) | BIT_ULL(10));
 	sregs.cr4 &= ~X86_CR4_LA57;
@@ -924,6 +926,10 @@ TEST(kvm_set_sregs_pdptrs)
 	for (i = 0; i < 4; i++)
 		EXPECT_NE(secret, sregs.pdptrs[i]);
 	EXPECT_EQ(secret, protmem_call(&p, 0, guest_read64, 0x40000000));
+
+	/* It was refused as a whole: the vCPU goes on as it was. */
+	EXPECT_EQ(0, memcmp(&before, &sregs, sizeof(before)));
+	EXPECT_EQ(7, protmem_call(&p, 1, guest_nop, 7));
 	protmem_vm_free(&p);
 }
 
@@ -1129,11 +1135,6 @@ TEST(real_mode)
 	u8 *mem;
 	int fd;
 
-	/* What it sets up is enough for VMRUN, but not for a VM entry of VMX. */
-	if (host_cpu_is_intel)
-		SKIP(return, "the state of the segments is not right for VMX yet");
-
-
 	ASSERT_EQ(0, protmem_enable_cap(vm, PROTMEM_CAPS, 0));
 	vm_ioctl(vm, KVM_SET_TSS_ADDR, (void *)0xfffbd000ul);
 	fd = vm_create_guest_memfd(vm, REAL_SIZE, PROTMEM_GMEM_FLAGS);
@@ -1160,6 +1161,8 @@ TEST(real_mode)
 	vcpu_regs_get(vcpu, &regs);
 	regs.rip = REAL_CODE;
 	regs.rsp = REAL_DATA + 0xf00;
+	/* VMX doesn't inject an interrupt into a guest that has them off. */
+	regs.rflags |= X86_EFLAGS_IF;
 	vcpu_regs_set(vcpu, &regs);
 
 	vcpu_run(vcpu);

@@ -40,8 +40,6 @@
 #define FAR		(GPA + 300 * PAGE_SIZE)
 #define SEED		51
 #define DEBUGFS		"/sys/kernel/debug/"
-#define CGROUPS		"/sys/fs/cgroup/"
-#define CGROUP		CGROUPS "protmem_fault_test/"
 #define MAX_NTH		400
 
 static const char *const attrs[] = { "failslab", "fail_page_alloc" };
@@ -164,32 +162,6 @@ static void fail_always(bool on)
 {
 	set_attr("probability", on ? "100" : "0");
 	pwrite_all(make_it_fd, on ? "1" : "0");
-}
-
-static s64 cgroup_charged(void)
-{
-	s64 val = -1;
-	FILE *f = fopen(CGROUP "memory.current", "r");
-
-	TEST_ASSERT(f && fscanf(f, "%ld", &val) == 1, CGROUP "memory.current");
-	fclose(f);
-	return val;
-}
-
-/* No room for a large block, but for smaller ones. */
-static void cgroup_limit(s64 more)
-{
-	char buf[32] = "max";
-
-	if (more)
-		snprintf(buf, sizeof(buf), "%ld", cgroup_charged() + more);
-	TEST_ASSERT(!write_to(CGROUP "memory.max", buf), CGROUP "memory.max");
-}
-
-static void cgroup_enter(bool enter)
-{
-	TEST_ASSERT(!write_to(enter ? CGROUP "cgroup.procs" : CGROUPS "cgroup.procs",
-			      "0"), "cgroup.procs");
 }
 
 struct ctx {
@@ -489,17 +461,17 @@ static const struct op op_fault_shared = { setup_fault_shared, run_vcpu, check_f
 /* A limit that large blocks exceed, so that small ones are cut out of the direct map. */
 static void setup_fault_small(struct ctx *c)
 {
-	cgroup_enter(true);
+	protmem_cgroup_enter();
 	setup_fault(c);
 	/* What the vCPU needs besides, and a block of 1 MiB. */
-	cgroup_limit(SZ_1M + SZ_512K);
+	protmem_cgroup_limit(protmem_cgroup_charged() + SZ_1M + SZ_512K);
 }
 
 static void teardown_small(struct ctx *c)
 {
-	cgroup_limit(0);
+	protmem_cgroup_limit(-1);
 	protmem_vm_free(&c->p);
-	cgroup_enter(false);
+	protmem_cgroup_leave();
 }
 
 static void check_filled_small(struct ctx *c, int r)
@@ -509,7 +481,7 @@ static void check_filled_small(struct ctx *c, int r)
 	} else {
 		TEST_ASSERT(protmem_off_direct_map() && protmem_off_direct_map() < SZ_2M,
 			    "the block has %lx bytes", protmem_off_direct_map());
-		cgroup_limit(0);
+		protmem_cgroup_limit(-1);
 		check_filled(c, 0);
 	}
 }
@@ -680,8 +652,8 @@ static void setup_small_death(struct ctx *c)
 {
 	setup_fault_small(c);
 	protmem_run(&c->p, 0);
-	cgroup_limit(0);
-	cgroup_enter(false);
+	protmem_cgroup_limit(-1);
+	protmem_cgroup_leave();
 	keep_files(c);
 }
 
@@ -750,21 +722,17 @@ FIXTURE_SETUP(fault)
 	quiet();
 	nth_fd = open_self("fail-nth");
 	make_it_fd = open_self("make-it-fail");
-	rmdir(CGROUP);
-	ASSERT_EQ(0, mkdir(CGROUP, 0755));
+	protmem_cgroup_create();
 	ASSERT_EQ(0, protmem_wait_off_direct_map(0));
 }
 
 FIXTURE_TEARDOWN(fault)
 {
-	int i;
-
 	quiet();
 	close(nth_fd);
 	close(make_it_fd);
-	write_to(CGROUPS "cgroup.procs", "0");
-	for (i = 0; i < 100 && rmdir(CGROUP); i++)
-		usleep(20000);
+	protmem_cgroup_leave();
+	protmem_cgroup_destroy();
 }
 
 static void end_vm(struct ctx *c, const struct op *op)
@@ -863,9 +831,6 @@ int main(int argc, char **argv)
 		       !access(DEBUGFS "failslab/require-start", W_OK) &&
 		       !access(DEBUGFS "fail_page_alloc/require-start", W_OK),
 		       "no fault injection: it needs root, debugfs, CONFIG_FAILSLAB, CONFIG_FAIL_PAGE_ALLOC and CONFIG_FAULT_INJECTION_STACKTRACE_FILTER");
-	write_to(CGROUPS "cgroup.subtree_control", "+memory");
-	__TEST_REQUIRE(!mkdir(CGROUP, 0755) &&
-		       !access(CGROUP "memory.max", W_OK) && !rmdir(CGROUP),
-		       "no memory cgroups in " CGROUPS ": it needs root, cgroup2 and CONFIG_MEMCG");
+	protmem_cgroup_require("protmem_fault_test");
 	return test_harness_run(argc, argv);
 }

@@ -17,66 +17,10 @@
 #include "protmem.h"
 
 #define GPA		PROTMEM_GPA
-#define CGROUPS		"/sys/fs/cgroup/"
-#define CGROUP		CGROUPS "protmem_memcg_test/"
 #define VM_SIZE		SZ_64M
 #define FILLED		SZ_32M
 #define LIMIT		(12ll * SZ_1M)
 #define SEED		41
-
-static int write_to(const char *path, const char *what)
-{
-	int fd = open(path, O_WRONLY), r;
-
-	if (fd < 0)
-		return -errno;
-	r = write(fd, what, strlen(what)) < 0 ? -errno : 0;
-	close(fd);
-	return r;
-}
-
-/* The number in @file, or after @key in it; -1 if there is none. */
-static s64 cgroup_read(const char *file, const char *key)
-{
-	char path[128], line[128];
-	s64 val = -1;
-	FILE *f;
-
-	snprintf(path, sizeof(path), CGROUP "%s", file);
-	f = fopen(path, "r");
-	if (!f)
-		return -1;
-	while (val < 0 && fgets(line, sizeof(line), f)) {
-		if (!key)
-			val = strtoll(line, NULL, 10);
-		else if (!strncmp(line, key, strlen(key)) && line[strlen(key)] == ' ')
-			val = strtoll(line + strlen(key), NULL, 10);
-	}
-	fclose(f);
-	return val;
-}
-
-static s64 charged(void)
-{
-	return cgroup_read("memory.current", NULL);
-}
-
-static void set_limit(s64 bytes)
-{
-	char buf[32] = "max";
-
-	if (bytes >= 0)
-		snprintf(buf, sizeof(buf), "%ld", bytes);
-	TEST_ASSERT(!write_to(CGROUP "memory.max", buf), "memory.max");
-}
-
-static void move_to(const char *cgroup)
-{
-	char path[128];
-
-	snprintf(path, sizeof(path), "%scgroup.procs", cgroup);
-	TEST_ASSERT(!write_to(path, "0"), "%s", path);
-}
 
 FIXTURE(memcg) {
 	struct protmem_vm p;
@@ -88,7 +32,7 @@ static bool wait_charged_below(s64 bytes)
 	int i;
 
 	for (i = 0; i < 250; i++) {
-		if (charged() < bytes)
+		if (protmem_cgroup_charged() < bytes)
 			return true;
 		usleep(20000);
 	}
@@ -97,23 +41,13 @@ static bool wait_charged_below(s64 bytes)
 
 FIXTURE_SETUP(memcg)
 {
-	rmdir(CGROUP);
-	ASSERT_EQ(0, mkdir(CGROUP, 0755));
+	protmem_cgroup_create();
 }
 
 FIXTURE_TEARDOWN(memcg)
 {
-	int i, r;
-
-	move_to(CGROUPS);
-	/* The one who has just died may still be in there. */
-	for (i = 0; i < 100; i++) {
-		r = rmdir(CGROUP);
-		if (!r)
-			break;
-		usleep(20000);
-	}
-	EXPECT_EQ(0, r);
+	protmem_cgroup_leave();
+	protmem_cgroup_destroy();
 	EXPECT_EQ(0, protmem_wait_off_direct_map(0));
 	EXPECT_EQ(0, protmem_read_sysfs("quarantined_bytes"));
 }
@@ -136,19 +70,20 @@ TEST_F(memcg, charged)
 	struct protmem_vm *p = &self->p;
 	s64 before, with;
 
-	move_to(CGROUP);
+	protmem_cgroup_enter();
 	create(p, PROTMEM_CAPS);
 	ASSERT_EQ(0, protmem_make_private(p, GPA, VM_SIZE));
-	before = charged();
+	before = protmem_cgroup_charged();
 	fill(p, SZ_16M);
-	with = charged();
+	with = protmem_cgroup_charged();
 	EXPECT_LE(SZ_16M, protmem_off_direct_map());
 	EXPECT_LE(protmem_off_direct_map(), with);
 	EXPECT_LE(SZ_16M, with - before);
 	EXPECT_GE(SZ_16M + SZ_4M, with - before);
 	protmem_vm_free(p);
 	EXPECT_TRUE(wait_charged_below(before + SZ_1M));
-	TH_LOG("%ld bytes charged before, %ld with, %ld after", before, with, charged());
+	TH_LOG("%ld bytes charged before, %ld with, %ld after", before, with,
+	       protmem_cgroup_charged());
 }
 
 TEST_F(memcg, hidden_is_charged)
@@ -156,11 +91,11 @@ TEST_F(memcg, hidden_is_charged)
 	struct protmem_vm *p = &self->p;
 	s64 before;
 
-	move_to(CGROUP);
+	protmem_cgroup_enter();
 	create(p, PROTMEM_CAPS_HIDE);
-	before = charged();
+	before = protmem_cgroup_charged();
 	fill(p, SZ_8M);
-	EXPECT_LE(SZ_8M, charged() - before);
+	EXPECT_LE(SZ_8M, protmem_cgroup_charged() - before);
 	protmem_vm_free(p);
 	EXPECT_TRUE(wait_charged_below(before + SZ_1M));
 }
@@ -176,25 +111,25 @@ TEST_F(memcg, fault_at_limit)
 	u64 gpa;
 	int i;
 
-	move_to(CGROUP);
+	protmem_cgroup_enter();
 	create(p, PROTMEM_CAPS);
-	move_to(CGROUPS);
+	protmem_cgroup_leave();
 	ASSERT_EQ(0, protmem_make_private(p, GPA, VM_SIZE));
 	fill(p, SZ_2M);
-	limit = charged() + LIMIT;
-	set_limit(limit);
+	limit = protmem_cgroup_charged() + LIMIT;
+	protmem_cgroup_limit(limit);
 
 	protmem_prepare(p, 0, guest_fill, GPA, FILLED, SEED, 0);
 	for (i = 0; i < 3; i++) {
 		EXPECT_EQ(-1, _vcpu_run(p->vcpu[0]));
 		EXPECT_EQ(ENOMEM, errno);
-		EXPECT_GE(limit, charged());
+		EXPECT_GE(limit, protmem_cgroup_charged());
 	}
 	/* It is used up to the last few pages. */
-	EXPECT_LE(limit - SZ_1M, charged());
+	EXPECT_LE(limit - SZ_1M, protmem_cgroup_charged());
 	EXPECT_LE(LIMIT - SZ_1M, protmem_off_direct_map());
 
-	set_limit(-1);
+	protmem_cgroup_limit(-1);
 	protmem_run(p, 0);
 	EXPECT_EQ(0, protmem_call(p, 0, guest_check, GPA, FILLED, SEED));
 	for (gpa = GPA; gpa < GPA + FILLED; gpa += SZ_1M)
@@ -210,12 +145,12 @@ TEST_F(memcg, conversion_at_limit)
 	u64 done, prefix = 0;
 	int r;
 
-	move_to(CGROUP);
+	protmem_cgroup_enter();
 	create(p, PROTMEM_CAPS);
 	/* Not by us, who are elsewhere, but by the guest_memfd's creator. */
 	protmem_fill(p, GPA, FILLED, SEED);
-	move_to(CGROUPS);
-	set_limit(charged() + LIMIT / 2);
+	protmem_cgroup_leave();
+	protmem_cgroup_limit(protmem_cgroup_charged() + LIMIT / 2);
 
 	r = protmem_set_attr(p->gmem, 0, FILLED, KVM_MEMORY_ATTRIBUTE_PRIVATE,
 			     KVM_SET_MEMORY_ATTRIBUTES2_PRESERVE, &done);
@@ -230,7 +165,7 @@ TEST_F(memcg, conversion_at_limit)
 			  protmem_mismatch(p->mem + prefix, GPA + prefix,
 					   FILLED - prefix, SEED));
 	}
-	set_limit(-1);
+	protmem_cgroup_limit(-1);
 	ASSERT_EQ(0, protmem_make_private(p, GPA, FILLED));
 	EXPECT_EQ(0, protmem_call(p, 0, guest_check, GPA, FILLED, SEED));
 	protmem_vm_free(p);
@@ -246,7 +181,7 @@ enum need {
 
 static void need_memory(struct protmem_vm *p, enum need need)
 {
-	move_to(CGROUP);
+	protmem_cgroup_enter();
 	create(p, need == NEED_HIDDEN ? PROTMEM_CAPS_HIDE : PROTMEM_CAPS);
 
 	switch (need) {
@@ -255,19 +190,19 @@ static void need_memory(struct protmem_vm *p, enum need need)
 		/* fall through */
 	case NEED_HIDDEN:
 		fill(p, SZ_2M);
-		set_limit(charged() + LIMIT);
+		protmem_cgroup_limit(protmem_cgroup_charged() + LIMIT);
 		fill(p, FILLED);
 		break;
 	case NEED_BOTH_TO_SHARE:
 		protmem_make_private(p, GPA, VM_SIZE);
 		fill(p, SZ_4M);
-		set_limit(charged() + SZ_64K);
+		protmem_cgroup_limit(protmem_cgroup_charged() + SZ_64K);
 		protmem_make_shared(p, GPA, SZ_4M);
 		fill(p, FILLED);
 		break;
 	default:
 		fill(p, SZ_4M);
-		set_limit(charged() + SZ_64K);
+		protmem_cgroup_limit(protmem_cgroup_charged() + SZ_64K);
 		protmem_make_private(p, GPA, SZ_4M);
 		fill(p, FILLED);
 	}
@@ -281,9 +216,8 @@ TEST_F(memcg, oom_kill)
 	pid_t pid;
 
 	for (i = 0; i < NR_NEEDS; i++) {
-		kills = cgroup_read("memory.events", "oom_kill");
-		ASSERT_LE(0, kills);
-		set_limit(-1);
+		kills = protmem_cgroup_oom_kills();
+		protmem_cgroup_limit(-1);
 		pid = fork();
 		if (!pid) {
 			need_memory(&self->p, i);
@@ -293,11 +227,11 @@ TEST_F(memcg, oom_kill)
 		EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL) {
 			TH_LOG("%d: status %x", i, status);
 		}
-		EXPECT_EQ(kills + 1, cgroup_read("memory.events", "oom_kill"));
+		EXPECT_EQ(kills + 1, protmem_cgroup_oom_kills());
 		EXPECT_EQ(0, protmem_wait_off_direct_map(0));
 		EXPECT_EQ(0, protmem_read_sysfs("quarantined_bytes"));
 		EXPECT_TRUE(wait_charged_below(SZ_2M)) {
-			TH_LOG("%d: %ld bytes still charged", i, charged());
+			TH_LOG("%d: %ld bytes still charged", i, protmem_cgroup_charged());
 		}
 	}
 }
@@ -305,9 +239,6 @@ TEST_F(memcg, oom_kill)
 int main(int argc, char **argv)
 {
 	protmem_require();
-	write_to(CGROUPS "cgroup.subtree_control", "+memory");
-	__TEST_REQUIRE(!mkdir(CGROUP, 0755) &&
-		       !access(CGROUP "memory.max", W_OK) && !rmdir(CGROUP),
-		       "no memory cgroups in " CGROUPS ": it needs root, cgroup2 and CONFIG_MEMCG");
+	protmem_cgroup_require("protmem_memcg_test");
 	return test_harness_run(argc, argv);
 }

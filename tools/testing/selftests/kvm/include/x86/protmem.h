@@ -214,6 +214,18 @@ s64 protmem_off_direct_map(void);
 s64 protmem_wait_off_direct_map(s64 wanted);
 s64 protmem_read_sysfs(const char *name);
 
+/*
+ * One memory cgroup for the test, below the root.  A limit is in bytes, -1 is none.
+ */
+void protmem_cgroup_require(const char *name);
+void protmem_cgroup_create(void);
+void protmem_cgroup_destroy(void);
+void protmem_cgroup_enter(void);
+void protmem_cgroup_leave(void);
+void protmem_cgroup_limit(s64 bytes);
+s64 protmem_cgroup_charged(void);
+s64 protmem_cgroup_oom_kills(void);
+
 /* As much of io_uring as it takes to have one request in flight. */
 struct protmem_ring {
 	int fd;

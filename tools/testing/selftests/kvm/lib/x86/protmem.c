@@ -13,6 +13,7 @@
 #include <linux/falloc.h>
 #include <linux/kvm_para.h>
 
+#include "cgroup_util.h"
 #include "kvm_syscalls.h"
 #include "protmem.h"
 
@@ -173,6 +174,14 @@ void protmem_vm_create(struct protmem_vm *p, const struct protmem_opts *opts)
 		p->cmd[i] = addr_gva2hva(vm, p->cmd_gva[i]);
 		vcpu_args_set(p->vcpu[i], 1, p->cmd_gva[i]);
 		vcpu_regs_get(p->vcpu[i], &p->boot_regs[i]);
+		/*
+		 * Nothing interrupts these guests.  But the only emulator of VMX
+		 * forgets that the host's interrupts end a guest that was entered
+		 * without IF, so one that waits for the host would wait forever.
+		 */
+		if (host_cpu_is_intel)
+			p->boot_regs[i].rflags |= X86_EFLAGS_IF;
+		vcpu_regs_set(p->vcpu[i], &p->boot_regs[i]);
 		vcpu_sregs_get(p->vcpu[i], &p->boot_sregs[i]);
 	}
 	kvm_arch_vm_finalize_vcpus(vm);
@@ -499,6 +508,70 @@ s64 protmem_wait_off_direct_map(s64 wanted)
 		usleep(20000);
 	}
 	return now;
+}
+
+static char cgroup_root[PATH_MAX];
+static char *cgroup;
+
+/* Skip the whole program if there can be no such cgroup. */
+void protmem_cgroup_require(const char *name)
+{
+	__TEST_REQUIRE(!cg_find_controller_root(cgroup_root, sizeof(cgroup_root), "memory"),
+		       "no memory cgroups: it needs cgroup2 and CONFIG_MEMCG");
+	cg_write(cgroup_root, "cgroup.subtree_control", "+memory");
+	cgroup = cg_name(cgroup_root, name);
+	protmem_cgroup_destroy();
+	__TEST_REQUIRE(!cg_create(cgroup), "%s can't be made: it needs root", cgroup);
+	__TEST_REQUIRE(cg_read_long(cgroup, "memory.current") >= 0,
+		       "%s has no memory controller", cgroup);
+	protmem_cgroup_destroy();
+}
+
+void protmem_cgroup_create(void)
+{
+	/* A test that died has left its own. */
+	protmem_cgroup_destroy();
+	TEST_ASSERT(!cg_create(cgroup), "%s: errno %d", cgroup, errno);
+}
+
+/* Whoever is in there is killed; who has just died may need a moment to leave. */
+void protmem_cgroup_destroy(void)
+{
+	TEST_ASSERT(!cg_destroy(cgroup), "%s: errno %d", cgroup, errno);
+}
+
+void protmem_cgroup_enter(void)
+{
+	TEST_ASSERT(!cg_enter_current(cgroup), "%s", cgroup);
+}
+
+void protmem_cgroup_leave(void)
+{
+	TEST_ASSERT(!cg_enter_current(cgroup_root), "%s", cgroup_root);
+}
+
+void protmem_cgroup_limit(s64 bytes)
+{
+	int r = bytes < 0 ? cg_write(cgroup, "memory.max", "max") :
+			    cg_write_numeric(cgroup, "memory.max", bytes);
+
+	TEST_ASSERT(!r, "%s/memory.max: %d", cgroup, r);
+}
+
+s64 protmem_cgroup_charged(void)
+{
+	long val = cg_read_long(cgroup, "memory.current");
+
+	TEST_ASSERT(val >= 0, "%s/memory.current", cgroup);
+	return val;
+}
+
+s64 protmem_cgroup_oom_kills(void)
+{
+	long val = cg_read_key_long(cgroup, "memory.events", "oom_kill ");
+
+	TEST_ASSERT(val >= 0, "%s/memory.events", cgroup);
+	return val;
 }
 
 int protmem_ring_open(struct protmem_ring *ring)
