@@ -384,6 +384,7 @@ TEST(notification_when_single_stepping)
 		ASSERT_EQ(KVM_EXIT_DEBUG, run->exit_reason);
 		EXPECT_EQ(regs.rip, run->debug.arch.pc);
 		EXPECT_TRUE(run->debug.arch.dr6 & BIT(14));
+		vcpu_guest_debug_set(p.vcpu[0], &(struct kvm_guest_debug) {});
 	}
 	EXPECT_TRUE(protmem_done(&p, 0));
 	EXPECT_EQ(1, nr_told);
