@@ -80,5 +80,5 @@ debs:
 clean:
 	@scripts/clean
 ## make distclean    remove the downloads too
-distclean:
+distclean: clean
 	@rm -rf build

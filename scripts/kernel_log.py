@@ -3,5 +3,6 @@
 
 import re
 
-BUGS = re.compile(r"BUG: |WARNING: |Oops|general protection fault|KASAN|UBSAN|"
-                  r"possible circular locking|INFO: (task|rcu)|Kernel panic|Call Trace:")
+BUGS = re.compile(r"BUG: |kernel BUG at|WARNING: |Oops|general protection fault|KASAN|UBSAN|"
+                  r"possible (circular|recursive) locking|INFO: (task|rcu|trying to register)|"
+                  r"refcount_t:|unchecked MSR|Kernel panic|Call Trace:")

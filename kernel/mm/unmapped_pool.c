@@ -80,6 +80,8 @@
 
 #include <kunit/static_stub.h>
 #include <kunit/visibility.h>
+#include <linux/cpuset.h>
+#include <linux/highmem.h>
 #include <linux/kernel.h>
 #include <linux/kobject.h>
 #include <linux/kvm_types.h>
@@ -131,6 +133,10 @@ enum unmapped_phase {
 #define UNMAPPED_KEEP_IDLE	1
 /* Pause after reclaim and compaction did not make a large block. */
 #define UNMAPPED_LARGE_BACKOFF	HZ
+/* And after the allocator had nothing on the node that the policy prefers. */
+#define UNMAPPED_NODE_BACKOFF	HZ
+/* How often others may be faster to take what a pool has just grown by. */
+#define UNMAPPED_MAX_TRIES	16
 
 struct unmapped_block {
 	struct unmapped_pool	*pool;
@@ -156,6 +162,7 @@ struct unmapped_pool {
 	struct mem_cgroup	*memcg;
 	struct mutex		grow_lock;	/* one at a time adds a block */
 	unsigned long		large_after;	/* jiffies; by grow_lock */
+	unsigned long		any_node_until;	/* jiffies; by grow_lock */
 	struct mutex		lock;		/* everything from here to retry_work */
 	bool			dead;		/* the creator's reference has gone */
 	unsigned long		nr_pages;	/* off the direct map */
@@ -673,7 +680,9 @@ static struct page *alloc_block_pages(struct unmapped_pool *pool, struct mempoli
 	/* Unmovable, and nothing that the caller may have set for other reasons. */
 	gfp &= ~(GFP_ZONEMASK | __GFP_MOVABLE | __GFP_RECLAIMABLE | __GFP_COMP |
 		 __GFP_NOFAIL | __GFP_RETRY_MAYFAIL);
-	gfp |= __GFP_ZERO | __GFP_ACCOUNT;
+	/* Cleared later: memory that can't be charged is not worth it. */
+	gfp &= ~__GFP_ZERO;
+	gfp |= __GFP_ACCOUNT;
 
 	/* One modest attempt at a large block, what there is, and then a page. */
 	*order = UNMAPPED_BLOCK_ORDER;
@@ -718,6 +727,11 @@ static int grow_pool(struct unmapped_pool *pool, u64 gfn, struct mempolicy *pol,
 	if (!b) {
 		ret = -ENOMEM;
 		goto err;
+	}
+
+	for (i = 0; i < 1U << order; i++) {
+		clear_highpage(page + i);
+		cond_resched();
 	}
 
 	b->pool = pool;
@@ -782,7 +796,10 @@ static bool node_allowed(const struct unmapped_block *b, struct mempolicy *pol, 
 
 	switch (pol->mode) {
 	case MPOL_BIND:
-		return node_isset(nid, pol->nodes);
+		/* The allocator doesn't heed it either then: policy_nodemask(). */
+		return node_isset(nid, pol->nodes) ||
+		       !apply_policy_zone(pol, gfp_zone(GFP_KERNEL)) ||
+		       !cpuset_nodemask_valid_mems_allowed(&pol->nodes);
 	case MPOL_PREFERRED:
 	case MPOL_PREFERRED_MANY:
 	case MPOL_INTERLEAVE:
@@ -925,6 +942,7 @@ struct page *unmapped_pool_alloc(struct unmapped_pool *pool, u64 gfn, pgoff_t in
 				 bool whole, struct mempolicy *pol, pgoff_t ilx,
 				 gfp_t gfp)
 {
+	unsigned int tries = 0;
 	struct page *page;
 	int ret;
 
@@ -938,11 +956,14 @@ struct page *unmapped_pool_alloc(struct unmapped_pool *pool, u64 gfn, pgoff_t in
 		return page;
 
 	guard(mutex)(&pool->grow_lock);
-
+again:
 	/* Someone else may have added a block, even the one for this gfn. */
 	mutex_lock(&pool->lock);
 	page = try_alloc(pool, gfn, index, whole, pol);
 	whole = whole && !find_home(pool, gfn);
+	/* Or each page would cost a block of the wrong node. */
+	if (!page && !whole && time_before(jiffies, pool->any_node_until))
+		page = take_free_page(pool, index, pol, false);
 	mutex_unlock(&pool->lock);
 	if (page)
 		return page;
@@ -960,9 +981,16 @@ struct page *unmapped_pool_alloc(struct unmapped_pool *pool, u64 gfn, pgoff_t in
 
 	mutex_lock(&pool->lock);
 	page = try_alloc(pool, gfn, index, false, pol);
-	if (!page)
+	if (!page) {
 		page = try_alloc_any(pool, index, pol);
+		if (page && !ret)
+			pool->any_node_until = jiffies + UNMAPPED_NODE_BACKOFF;
+	}
 	mutex_unlock(&pool->lock);
+
+	/* Others, who need no grow_lock, or the shrinker have taken it. */
+	if (!page && !ret && ++tries < UNMAPPED_MAX_TRIES)
+		goto again;
 
 	return page ?: ERR_PTR(ret ?: -ENOMEM);
 }
@@ -1123,6 +1151,7 @@ struct unmapped_pool *unmapped_pool_create(u64 owner_id,
 	refcount_set(&pool->refs, 1);
 	pool->owner_id = owner_id;
 	pool->large_after = jiffies;
+	pool->any_node_until = jiffies;
 	pool->memcg = get_mem_cgroup_from_current();
 	mutex_init(&pool->grow_lock);
 	mutex_init(&pool->lock);
@@ -1249,7 +1278,13 @@ EXPORT_SYMBOL_FOR_KVM(unmapped_page_copy_to);
 
 int unmapped_page_copy_from(struct page *dst_unmapped, struct page *src_mapped)
 {
-	return unmapped_page_write(dst_unmapped, 0, page_address(src_mapped), PAGE_SIZE);
+	int ret = unmapped_page_write(dst_unmapped, 0, page_address(src_mapped),
+				      PAGE_SIZE);
+
+	/* The kernel survives that, but nobody else is told. */
+	if (ret == -EHWPOISON)
+		memory_failure_queue(page_to_pfn(src_mapped), 0);
+	return ret;
 }
 EXPORT_SYMBOL_FOR_KVM(unmapped_page_copy_from);
 

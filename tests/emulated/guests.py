@@ -40,7 +40,7 @@ class Tap:
         result, why = "ok", ""
         try:
             yield
-        except (Failure, OSError, ValueError, KeyError) as error:
+        except Exception as error:  # pylint: disable=broad-exception-caught
             result, self.failed = "not ok", self.failed + 1
             why = "".join(f"\n# {line}" for line in (str(error) or repr(error)).splitlines())
         print(f"{result} {self.count} - {name}{why}\n# {time.monotonic() - start:.1f} s", flush=True)

@@ -14,6 +14,7 @@
 #include <linux/cpumask.h>
 #include <linux/delay.h>
 #include <linux/kthread.h>
+#include <linux/mempolicy.h>
 #include <linux/mm.h>
 #include <linux/proc_fs.h>
 #include <linux/prandom.h>
@@ -134,6 +135,18 @@ static struct page *up_alloc(struct kunit *test, u64 gfn, bool whole)
 	page = unmapped_pool_alloc(t->pool, gfn, gfn, whole, NULL, 0, GFP_KERNEL);
 	KUNIT_ASSERT_FALSE(test, IS_ERR_OR_NULL(page));
 	return page;
+}
+
+/* Skips the test if @page[] are not all from blocks of their own, of full size. */
+static void up_need_large(struct kunit *test, struct page **page, unsigned int nr)
+{
+	struct up_test *t = test->priv;
+
+	if (up_bytes(test) == (u64)nr * BLOCK_PAGES * PAGE_SIZE)
+		return;
+	while (nr--)
+		unmapped_pool_free(t->pool, page[nr]);
+	kunit_skip(test, "no large block to be had");
 }
 
 static bool up_is_zero(struct page *page)
@@ -404,6 +417,8 @@ static struct page *up_alloc_primed(struct mempolicy *pol, pgoff_t ilx, gfp_t gf
 	struct up_peek_args args = { .nr = 1U << order };
 	int cpu;
 
+	if (order > t->max_order)
+		return NULL;
 	args.page = alloc_pages(gfp, order);
 	if (!args.page)
 		return NULL;
@@ -423,15 +438,17 @@ static void up_test_other_cpus(struct kunit *test)
 	struct up_test *t = test->priv;
 	struct up_peek_args args;
 	struct page *page;
+	unsigned int i;
 	int cpu;
 
 	if (num_online_cpus() < 2)
 		kunit_skip(test, "needs two CPUs");
 
-	/* Entries for the direct map may be large or small. */
-	for (t->max_order = 0; t->max_order < 2; t->max_order++) {
+	/* Entries for the direct map may be small or large. */
+	for (i = 0; i < 2; i++) {
+		t->max_order = i ? UNMAPPED_BLOCK_ORDER : 0;
 		kunit_activate_static_stub(test, unmapped_alloc_order, up_alloc_primed);
-		page = up_alloc(test, GFN(t->max_order), true);
+		page = up_alloc(test, GFN(i), true);
 		kunit_deactivate_static_stub(test, unmapped_alloc_order);
 
 		args.page = t->primed;
@@ -594,8 +611,7 @@ static void up_test_home(struct kunit *test)
 	struct page *a, *b, *c, *d;
 
 	a = up_alloc(test, GFN(0) + 3, true);
-	if (up_bytes(test) != PAGE_SIZE * BLOCK_PAGES)
-		kunit_skip(test, "no large block to be had");
+	up_need_large(test, &a, 1);
 	KUNIT_EXPECT_EQ(test, page_to_pfn(a) % BLOCK_PAGES, 3);
 
 	/* Same range, same block; asking for whole is not needed any more. */
@@ -685,13 +701,50 @@ static void up_test_fallback(struct kunit *test)
 		KUNIT_EXPECT_TRUE(test, kernel_page_present(page[i]));
 }
 
+#ifdef CONFIG_NUMA
+/*
+ * A policy that can't be heeded: for pages without a home a block is taken once
+ * in a while to try, and not for each of them.
+ */
+static void up_test_policy(struct kunit *test)
+{
+	struct mempolicy pol = { .mode = MPOL_PREFERRED };
+	struct up_test *t = test->priv;
+	struct page *page[2 * 8];
+	unsigned int i;
+
+	t->max_order = 3;
+	kunit_activate_static_stub(test, unmapped_alloc_order, up_alloc_limited);
+	for (i = 0; i < ARRAY_SIZE(page); i++) {
+		/* Nowhere, so it is always another node. */
+		page[i] = unmapped_pool_alloc(t->pool, GFN(0) + i, i, false, &pol, 0,
+					      GFP_KERNEL);
+		KUNIT_ASSERT_FALSE(test, IS_ERR(page[i]));
+		if (i < 8)
+			KUNIT_EXPECT_LE(test, up_bytes(test), 2 * 8 * PAGE_SIZE);
+	}
+	KUNIT_EXPECT_LE(test, up_bytes(test), 3 * 8 * PAGE_SIZE);
+
+	for (i = 0; i < ARRAY_SIZE(page); i++)
+		unmapped_pool_free(t->pool, page[i]);
+
+	/* A set of nodes that the task may not use binds nobody. */
+	pol.mode = MPOL_BIND;
+	page[0] = IS_ENABLED(CONFIG_CPUSETS) ?
+		unmapped_pool_alloc(t->pool, GFN(0), 0, false, &pol, 0, GFP_KERNEL) : NULL;
+	KUNIT_EXPECT_FALSE(test, IS_ERR(page[0]));
+	if (!IS_ERR_OR_NULL(page[0]))
+		unmapped_pool_free(t->pool, page[0]);
+	up_put_and_expect_nothing(test);
+}
+#endif
+
 static void up_test_no_memory_takes_reserved(struct kunit *test)
 {
 	struct up_test *t = test->priv;
 	struct page *page = up_alloc(test, GFN(0), true), *other;
 
-	if (up_bytes(test) != PAGE_SIZE * BLOCK_PAGES)
-		kunit_skip(test, "no large block to be had");
+	up_need_large(test, &page, 1);
 
 	t->no_memory = true;
 	kunit_activate_static_stub(test, unmapped_alloc_order, up_alloc_limited);
@@ -806,8 +859,7 @@ static void up_test_large_entries(struct kunit *test)
 		small = up_meminfo("DirectMap4k:");
 		for (i = 0; i < ARRAY_SIZE(page); i++)
 			page[i] = up_alloc(test, GFN(i), true);
-		if (up_bytes(test) != ARRAY_SIZE(page) * BLOCK_PAGES * PAGE_SIZE)
-			kunit_skip(test, "no large blocks to be had");
+		up_need_large(test, page, ARRAY_SIZE(page));
 		KUNIT_EXPECT_EQ(test, up_meminfo("DirectMap4k:"), small);
 		for (i = 0; i < ARRAY_SIZE(page); i++)
 			unmapped_pool_free(t->pool, page[i]);
@@ -827,8 +879,7 @@ static void up_test_memory_failure(struct kunit *test)
 	struct page *page = up_alloc(test, GFN(0) + 7, true);
 	struct page *idle, *other;
 
-	if (up_bytes(test) != PAGE_SIZE * BLOCK_PAGES)
-		kunit_skip(test, "no large block to be had");
+	up_need_large(test, &page, 1);
 	idle = page + 1;
 
 	/* Handed out: the owner hears of it and gives it back. */
@@ -892,6 +943,7 @@ static void up_test_unregister(struct kunit *test)
 /* Several owners of pages at once, all of which check what they have. */
 struct up_worker {
 	struct task_struct	*task;
+	struct kunit		*test;
 	struct up_test		*t;
 	unsigned int		id;
 	unsigned long		errors;
@@ -908,6 +960,8 @@ static int up_stress(void *data)
 	struct rnd_state rnd;
 	unsigned int i, n;
 
+	/* For the stub, if there is one. */
+	current->kunit_test = w->test;
 	prandom_seed_state(&rnd, w->id + 1);
 	for (n = 0; n < UP_STRESS_ROUNDS + UP_STRESS_PAGES; n++) {
 		u32 r = prandom_u32_state(&rnd);
@@ -937,11 +991,12 @@ static int up_stress(void *data)
 		if (!(n % 64))
 			unmapped_pool_shrink(ULONG_MAX);
 	}
+	current->kunit_test = NULL;
 	complete(&w->done);
 	return 0;
 }
 
-static void up_test_stress(struct kunit *test)
+static void up_run_stress(struct kunit *test)
 {
 	struct up_worker *w;
 	unsigned int i, nr = min(num_online_cpus() + 1, 6);
@@ -949,6 +1004,7 @@ static void up_test_stress(struct kunit *test)
 	w = kunit_kcalloc(test, nr, sizeof(*w), GFP_KERNEL);
 	KUNIT_ASSERT_NOT_NULL(test, w);
 	for (i = 0; i < nr; i++) {
+		w[i].test = test;
 		w[i].t = test->priv;
 		w[i].id = i;
 		init_completion(&w[i].done);
@@ -963,6 +1019,18 @@ static void up_test_stress(struct kunit *test)
 		KUNIT_EXPECT_EQ(test, w[i].errors, 0);
 	}
 	up_put_and_expect_nothing(test);
+}
+
+static void up_test_stress(struct kunit *test)
+{
+	up_run_stress(test);
+}
+
+/* Blocks of a page, so that others want what one has just added, and the shrinker. */
+static void up_test_stress_small(struct kunit *test)
+{
+	kunit_activate_static_stub(test, unmapped_alloc_order, up_alloc_limited);
+	up_run_stress(test);
 }
 
 static struct kunit_case up_cases[] = {
@@ -984,11 +1052,15 @@ static struct kunit_case up_cases[] = {
 	KUNIT_CASE(up_test_large_entries),
 #endif
 	KUNIT_CASE(up_test_fallback),
+#ifdef CONFIG_NUMA
+	KUNIT_CASE(up_test_policy),
+#endif
 	KUNIT_CASE(up_test_no_memory_takes_reserved),
 	KUNIT_CASE_SLOW(up_test_zap_fails),
 	KUNIT_CASE_SLOW(up_test_restore_fails),
 	KUNIT_CASE(up_test_shrink),
 	KUNIT_CASE_SLOW(up_test_stress),
+	KUNIT_CASE_SLOW(up_test_stress_small),
 #ifdef CONFIG_MEMORY_FAILURE
 	KUNIT_CASE(up_test_unregister),
 	KUNIT_CASE(up_test_memory_failure),

@@ -21,6 +21,8 @@
  *	mf_mutex			memory_failure()
  *	  pool->ops_lock (read)		around protmem_memory_failure()
  *	    invalidate_lock
+ *	  invalidate_lock		kvm_gmem_error_folio(), which lets go of
+ *					the folio lock for it
  *
  *	kvm->lock
  *	  vcpu->mutex			all of them: kvm_protmem_reset()
@@ -333,15 +335,14 @@ struct page *kvm_protmem_pool_page(struct kvm_protmem_inode *pi,
 
 	/* Only other faults, which hold the lock shared too, can be faster. */
 	other = xa_cmpxchg(&pi->pages, index, NULL, page, GFP_KERNEL_ACCOUNT);
-	if (other) {
+	if (other)
 		unmapped_pool_free_clean(pi->pool, page);
-		if (xa_is_err(other))
-			return ERR_PTR(xa_err(other));
-		page = other;
-	} else {
+	else
 		protmem_account_pool(pi, 1);
-	}
 	protmem_account_blocks(pi);
+	if (xa_is_err(other))
+		return ERR_PTR(xa_err(other));
+	page = other ?: page;
 
 found:
 	return PageHWPoison(page) ? ERR_PTR(-EHWPOISON) : page;
@@ -376,6 +377,8 @@ struct folio *kvm_protmem_shared_folio(struct kvm_protmem_inode *pi,
 	if (!folio_test_uptodate(folio)) {
 		clear_highpage(folio_page(folio, 0));
 		folio_mark_uptodate(folio);
+		/* Soft offlining drops what is clean, and asks nobody. */
+		folio_mark_dirty(folio);
 		protmem_account_shared(pi, 1);
 	}
 
@@ -847,11 +850,9 @@ static int protmem_make_shared(struct kvm_protmem_inode *pi, pgoff_t *pos,
 			end = now.index[i];
 			break;
 		}
-		/*
-		 * The page cache has a reference of its own now.  This is the
-		 * only copy: what is clean may be dropped.
-		 */
+		/* See kvm_protmem_shared_folio(). */
 		folio_mark_dirty(folio);
+		/* The page cache has a reference of its own now. */
 		folio_unlock(folio);
 		folio_put(folio);
 		b.folio[j] = NULL;
@@ -1263,8 +1264,8 @@ static void protmem_set_hidden(struct kvm_protmem_inode *pi, struct inode *inode
  * @inode: the inode, which nobody else knows yet.
  * @kvm: the VM that creates it.
  *
- * Return: 0, also if there is nothing to prepare; -ENOMEM; or -EINVAL if @kvm
- * can't have hidden memory.  Takes kvm->lock.
+ * Return: 0, also if there is nothing to prepare; -EINVAL if @kvm can't have
+ * hidden memory; or the error of unmapped_pool_create().  Takes kvm->lock.
  */
 int kvm_protmem_create(struct inode *inode, struct kvm *kvm)
 {

@@ -130,9 +130,6 @@ static int protmem_access(struct kvm_vcpu *vcpu, struct kvm_memory_slot *slot,
 		return PTR_ERR(folio);
 
 	r = protmem_access_shared(folio_file_page(folio, index), a);
-	/* The only copy there is: what is clean may be dropped. */
-	if (a->op != PROTMEM_READ)
-		folio_mark_dirty(folio);
 	folio_unlock(folio);
 	folio_put(folio);
 

@@ -194,6 +194,9 @@ void kvm_arch_protmem_reset_vcpu(struct kvm_vcpu *vcpu)
 	memzero_explicit(&ctxt->fetch, sizeof(ctxt->fetch));
 	memzero_explicit(&ctxt->io_read, sizeof(ctxt->io_read));
 	memzero_explicit(&ctxt->mem_read, sizeof(ctxt->mem_read));
+	memzero_explicit(&ctxt->src, sizeof(ctxt->src));
+	memzero_explicit(&ctxt->src2, sizeof(ctxt->src2));
+	memzero_explicit(&ctxt->dst, sizeof(ctxt->dst));
 }
 
 /*
@@ -277,8 +280,30 @@ int kvm_protmem_emulated_access_failed(struct kvm_vcpu *vcpu, gpa_t gpa)
 	if (!kvm_slot_has_private_pages(slot))
 		return X86EMUL_CONTINUE;
 
-	return slot->flags & KVM_MEMSLOT_INVALID ? X86EMUL_RETRY_INSTR :
-						   X86EMUL_UNHANDLEABLE;
+	/* Of a slot that is going, too: see kvm_protmem_slots_change(). */
+	return X86EMUL_UNHANDLEABLE;
+}
+
+/*
+ * Is a memslot on its way out or in?  Then what an instruction has not found in
+ * it may be there when the instruction is executed again.  Looks at all slots,
+ * as the generation's flag is off while the one that goes is only invalid.  The
+ * caller is in an SRCU section from before the access: that holds up the end of
+ * the change, so there is no missing it.
+ */
+bool kvm_protmem_slots_change(struct kvm *kvm)
+{
+	struct kvm_memslots *slots = kvm_memslots(kvm);
+	struct kvm_memory_slot *slot;
+	int bkt;
+
+	if (slots->generation & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS)
+		return true;
+	kvm_for_each_memslot(slot, bkt, slots) {
+		if (slot->flags & KVM_MEMSLOT_INVALID)
+			return true;
+	}
+	return false;
 }
 
 /**

@@ -18,7 +18,6 @@
 
 #define GPA		PROTMEM_GPA
 #define MMIO		PROTMEM_MMIO_GPA
-#define PORT		0x2000
 /* Two pages of secret, then one shared, then room for what the test needs. */
 #define SECRET_PAGES	2
 #define SHARED_GPA	(GPA + SECRET_PAGES * PAGE_SIZE)
@@ -178,7 +177,7 @@ static u64 run_talk(struct protmem_vm *p, u64 secret)
 			continue;
 		}
 
-		TEST_ASSERT(run->exit_reason == KVM_EXIT_IO && run->io.port == PORT,
+		TEST_ASSERT(run->exit_reason == KVM_EXIT_IO && run->io.port == PROTMEM_STRING_PORT,
 			    "Unexpected exit %u (%s), suberror %u", run->exit_reason,
 			    exit_reason_str(run->exit_reason), run->internal.suberror);
 		n = run->io.size * run->io.count;
@@ -246,19 +245,13 @@ static u64 guest_movsq(u64 dst, u64 src, u64 n, u64 d)
 
 static u64 guest_outs(u64 src, u64 n, u64 c, u64 d)
 {
-	asm volatile("cld; rep outsb" : "+S"(src), "+c"(n) : "d"(PORT) : "memory");
+	asm volatile("cld; rep outsb" : "+S"(src), "+c"(n) : "d"(PROTMEM_STRING_PORT) : "memory");
 	return n;
 }
 
 static u64 guest_outsl(u64 src, u64 n, u64 c, u64 d)
 {
-	asm volatile("cld; rep outsl" : "+S"(src), "+c"(n) : "d"(PORT) : "memory");
-	return n;
-}
-
-static u64 guest_ins(u64 dst, u64 n, u64 c, u64 d)
-{
-	asm volatile("cld; rep insb" : "+D"(dst), "+c"(n) : "d"(PORT) : "memory");
+	asm volatile("cld; rep outsl" : "+S"(src), "+c"(n) : "d"(PROTMEM_STRING_PORT) : "memory");
 	return n;
 }
 
@@ -368,7 +361,8 @@ TEST_F(emul, ins)
 	struct protmem_vm *p = &self->p;
 	const u64 n = PAGE_SIZE + 512;
 
-	EXPECT_EQ(0, talk_call(p, self->secret, guest_ins, GPA + 64, n, 0, 0));
+	EXPECT_EQ(GPA + 64 + n,
+		  talk_call(p, self->secret, guest_ins, GPA + 64, n, 0, 0));
 	EXPECT_EQ(n, talk.nr_given);
 	EXPECT_EQ(0, protmem_call(p, 0, guest_check_given, GPA + 64, n));
 	EXPECT_EQ(self->secret, protmem_call(p, 0, guest_read64, GPA + 56));
@@ -833,7 +827,8 @@ TEST_F(emul, page_tables)
 	EXPECT_EQ(16, talk.nr_sent);
 	EXPECT_EQ(A, protmem_call(p, 0, guest_read64, src_pte) & (A | D));
 
-	EXPECT_EQ(0, talk_call(p, self->secret, guest_ins, SPARE_GPA + PAGE_SIZE, 16,
+	EXPECT_EQ(SPARE_GPA + PAGE_SIZE + 16,
+		  talk_call(p, self->secret, guest_ins, SPARE_GPA + PAGE_SIZE, 16,
 			       0, 0));
 	EXPECT_EQ(16, talk.nr_given);
 	EXPECT_EQ(A | D, protmem_call(p, 0, guest_read64, dst_pte) & (A | D));

@@ -142,29 +142,26 @@ TEST_F(memcg, fault_at_limit)
 TEST_F(memcg, conversion_at_limit)
 {
 	struct protmem_vm *p = &self->p;
-	u64 done, prefix = 0;
-	int r;
+	u64 done;
 
 	protmem_cgroup_enter();
 	create(p, PROTMEM_CAPS);
-	/* Not by us, who are elsewhere, but by the guest_memfd's creator. */
 	protmem_fill(p, GPA, FILLED, SEED);
 	protmem_cgroup_leave();
-	protmem_cgroup_limit(protmem_cgroup_charged() + LIMIT / 2);
 
-	r = protmem_set_attr(p->gmem, 0, FILLED, KVM_MEMORY_ATTRIBUTE_PRIVATE,
-			     KVM_SET_MEMORY_ATTRIBUTES2_PRESERVE, &done);
-	/* What was shared is free by then, and is charged no more. */
-	if (r) {
-		EXPECT_EQ(-ENOMEM, r);
-		EXPECT_EQ(0, done % PAGE_SIZE);
-		while (prefix < FILLED && protmem_is_private(p, GPA + prefix))
-			prefix += PAGE_SIZE;
-		EXPECT_EQ(done, prefix);
-		EXPECT_EQ(FILLED - prefix,
-			  protmem_mismatch(p->mem + prefix, GPA + prefix,
-					   FILLED - prefix, SEED));
-	}
+	/* It is full already, so not even the first batch goes. */
+	protmem_cgroup_limit(protmem_cgroup_charged() / 2);
+	EXPECT_EQ(-ENOMEM,
+		  protmem_set_attr(p->gmem, 0, FILLED, KVM_MEMORY_ATTRIBUTE_PRIVATE,
+				   KVM_SET_MEMORY_ATTRIBUTES2_PRESERVE, &done));
+	EXPECT_EQ(0, done);
+	EXPECT_FALSE(protmem_is_private(p, GPA));
+	EXPECT_EQ(FILLED, protmem_mismatch(p->mem, GPA, FILLED, SEED));
+
+	/* A batch has room, and what was shared is free and charged no more. */
+	protmem_cgroup_limit(protmem_cgroup_charged() + LIMIT / 2);
+	EXPECT_EQ(0, protmem_set_attr(p->gmem, 0, FILLED, KVM_MEMORY_ATTRIBUTE_PRIVATE,
+				      KVM_SET_MEMORY_ATTRIBUTES2_PRESERVE, &done));
 	protmem_cgroup_limit(-1);
 	ASSERT_EQ(0, protmem_make_private(p, GPA, FILLED));
 	EXPECT_EQ(0, protmem_call(p, 0, guest_check, GPA, FILLED, SEED));

@@ -20,27 +20,16 @@
 
 #define GPA		PROTMEM_GPA
 #define HWPOISON	"/sys/kernel/debug/hwpoison/"
-#define TRACEFS		"/sys/kernel/tracing/"
+#define TRACE_EVENT	"kvmmmu/kvm_mmu_set_spte"
 #define NR		16
 #define SEED		31
-
-static int write_to(const char *path, const char *what)
-{
-	int fd = open(path, O_WRONLY | O_TRUNC), r;
-
-	if (fd < 0)
-		return -errno;
-	r = write(fd, what, strlen(what)) < 0 ? -errno : 0;
-	close(fd);
-	return r;
-}
 
 static int inject(u64 pfn)
 {
 	char buf[32];
 
 	snprintf(buf, sizeof(buf), "%#lx", pfn);
-	return write_to(HWPOISON "corrupt-pfn", buf);
+	return protmem_write_file(HWPOISON "corrupt-pfn", buf);
 }
 
 static int unpoison(u64 pfn)
@@ -48,7 +37,7 @@ static int unpoison(u64 pfn)
 	char buf[32];
 
 	snprintf(buf, sizeof(buf), "%#lx", pfn);
-	return write_to(HWPOISON "unpoison-pfn", buf);
+	return protmem_write_file(HWPOISON "unpoison-pfn", buf);
 }
 
 static u64 page_flags(u64 pfn)
@@ -73,27 +62,14 @@ static bool is_free(u64 pfn)
 	return page_flags(pfn) & BIT_ULL(KPF_BUDDY);
 }
 
-static void trace_start(void)
-{
-	TEST_ASSERT(!write_to(TRACEFS "events/kvmmmu/kvm_mmu_set_spte/enable", "1"),
-		    "no kvm_mmu_set_spte");
-	write_to(TRACEFS "tracing_on", "1");
-	write_to(TRACEFS "trace", "\n");
-}
-
-static void trace_stop(void)
-{
-	write_to(TRACEFS "events/kvmmmu/kvm_mmu_set_spte/enable", "0");
-}
-
-/* The page that the guest has been given for @gpa since trace_start(). */
+/* The page that the guest has been given for @gpa since protmem_trace_start(). */
 static u64 traced_pfn(u64 gpa)
 {
-	FILE *f = fopen(TRACEFS "trace", "r");
+	FILE *f = fopen(PROTMEM_TRACE, "r");
 	u64 gfn, spte, pfn = 0;
 	char line[512], *s;
 
-	TEST_ASSERT(f, "no " TRACEFS "trace");
+	TEST_ASSERT(f, "no " PROTMEM_TRACE);
 	while (fgets(line, sizeof(line), f)) {
 		s = strstr(line, "kvm_mmu_set_spte: ");
 		if (s && sscanf(s, "kvm_mmu_set_spte: gfn %lx spte %lx", &gfn,
@@ -147,7 +123,7 @@ static s64 pages_lost(FIXTURE_DATA(poison) *self)
 
 FIXTURE_TEARDOWN(poison)
 {
-	trace_stop();
+	protmem_trace_stop(TRACE_EVENT);
 }
 
 static void create(FIXTURE_DATA(poison) *self, u64 caps)
@@ -156,7 +132,7 @@ static void create(FIXTURE_DATA(poison) *self, u64 caps)
 	int i;
 
 	protmem_vm_create(&self->p, &opts);
-	trace_start();
+	TEST_ASSERT_EQ(protmem_trace_start(TRACE_EVENT), 0);
 	if (caps == PROTMEM_CAPS)
 		TEST_ASSERT_EQ(protmem_make_private(&self->p, GPA, PROTMEM_SIZE), 0);
 	protmem_call(&self->p, 0, guest_fill, GPA, NR * PAGE_SIZE, SEED);
@@ -225,7 +201,7 @@ TEST_F(poison, private_page)
 
 	/* With its contents the error goes, and another page comes. */
 	ASSERT_EQ(0, protmem_reset(p));
-	trace_start();
+	TEST_ASSERT_EQ(protmem_trace_start(TRACE_EVENT), 0);
 	ASSERT_EQ(0, protmem_make_private(p, GPA, PROTMEM_SIZE));
 	ASSERT_EQ(0, protmem_call(p, 0, guest_check_zero, GPA, PROTMEM_SIZE));
 	EXPECT_NE(pfn, traced_pfn(gpa));
@@ -268,7 +244,7 @@ TEST_F(poison, reserved_page)
 	EXPECT_EQ(self->quarantined + PAGE_SIZE,
 		  protmem_read_sysfs("quarantined_bytes"));
 
-	trace_start();
+	TEST_ASSERT_EQ(protmem_trace_start(TRACE_EVENT), 0);
 	EXPECT_EQ(0, protmem_call(p, 0, guest_check_zero, gpa, 2 * PAGE_SIZE));
 	EXPECT_NE(pfn, traced_pfn(gpa));
 	EXPECT_EQ(pfn + 1, traced_pfn(gpa + PAGE_SIZE));
@@ -295,7 +271,7 @@ TEST_F(poison, free_page)
 	EXPECT_EQ(0, check_others(p, -1));
 	EXPECT_EQ(PAGE_SIZE, protmem_mismatch(protmem_hva(p, gpa), gpa, PAGE_SIZE,
 					      SEED));
-	trace_start();
+	TEST_ASSERT_EQ(protmem_trace_start(TRACE_EVENT), 0);
 	ASSERT_EQ(0, protmem_make_private(p, gpa, PAGE_SIZE));
 	EXPECT_EQ(0, check_others(p, -1));
 	EXPECT_NE(pfn, traced_pfn(gpa));
@@ -371,7 +347,7 @@ TEST_F(poison, hidden_page)
 	EXPECT_EQ(0, protmem_punch(p->gmem, gpa - GPA, PAGE_SIZE));
 	EXPECT_EQ(0, protmem_try_read(protmem_hva(p, gpa), &val));
 	EXPECT_EQ(0, val);
-	trace_start();
+	TEST_ASSERT_EQ(protmem_trace_start(TRACE_EVENT), 0);
 	EXPECT_EQ(0, protmem_call(p, 0, guest_check_zero, gpa, PAGE_SIZE));
 	EXPECT_NE(pfn, traced_pfn(gpa));
 
@@ -410,7 +386,7 @@ static void *swinging_vcpu(void *arg)
 TEST_F(poison, while_converting)
 {
 	struct protmem_vm *p = &self->p;
-	int rounds = 10, i, j, injected = 0;
+	int rounds = 10, i, j, r, injected = 0;
 	s64 lost = 0, now;
 	pthread_t t;
 	void *err;
@@ -420,7 +396,7 @@ TEST_F(poison, while_converting)
 
 	for (i = 0; i < rounds; i++) {
 		create(self, PROTMEM_CAPS);
-		trace_stop();
+		protmem_trace_stop(TRACE_EVENT);
 		protmem_prepare(p, 0, guest_swing, GPA, NR * PAGE_SIZE, SEED,
 				p->cmd_gva[0]);
 		p->cmd[0]->stop = 0;
@@ -428,9 +404,13 @@ TEST_F(poison, while_converting)
 		kvm_pthread_create(&t, NULL, swinging_vcpu, p);
 		while (READ_ONCE(p->cmd[0]->count) < 1 + i)
 			sched_yield();
-		/* Most of them are in use at any time, as the pool has few others. */
+		/*
+		 * Most of them are in use at any time, as the pool has few others;
+		 * one that it has given back is a shared folio now, perhaps.
+		 */
 		for (j = 0; j < NR; j += 3) {
-			EXPECT_EQ(0, inject(self->pfn[j]));
+			r = inject(self->pfn[j]);
+			EXPECT_TRUE(!r || r == -EBUSY);
 			usleep(1000);
 		}
 		WRITE_ONCE(p->cmd[0]->stop, 1);
@@ -455,6 +435,95 @@ TEST_F(poison, while_converting)
 	}
 	EXPECT_LT(injected / 2, lost);
 	TH_LOG("%d errors, %ld pages of the pool lost", injected, lost);
+}
+
+#define NR_MAPS		256
+
+struct contest {
+	struct protmem_vm *p;
+	bool stop;
+	u64 nr_faults, nr_conversions;
+};
+
+/* A page without entries is found by a fault, which waits for the locked folio. */
+static void *faulting(void *arg)
+{
+	struct contest *c = arg;
+	void *mem = kvm_mmap(PAGE_SIZE, PROT_READ, MAP_SHARED, c->p->gmem);
+
+	while (!READ_ONCE(c->stop)) {
+		madvise(mem, PAGE_SIZE, MADV_POPULATE_READ);
+		madvise(mem, PAGE_SIZE, MADV_DONTNEED);
+		c->nr_faults++;
+	}
+	kvm_munmap(mem, PAGE_SIZE);
+	return NULL;
+}
+
+/* Others, so that the page stays what it is. */
+static void *converting(void *arg)
+{
+	struct contest *c = arg;
+	u64 done;
+
+	while (!READ_ONCE(c->stop)) {
+		TEST_ASSERT(!protmem_set_attr(c->p->gmem, PAGE_SIZE, NR * PAGE_SIZE,
+					      KVM_MEMORY_ATTRIBUTE_PRIVATE,
+					      KVM_SET_MEMORY_ATTRIBUTES2_PRESERVE, &done) &&
+			    !protmem_set_attr(c->p->gmem, PAGE_SIZE, NR * PAGE_SIZE, 0,
+					      KVM_SET_MEMORY_ATTRIBUTES2_PRESERVE, &done),
+			    "Conversions of other pages");
+		c->nr_conversions += 2;
+	}
+	return NULL;
+}
+
+/*
+ * memory_failure() has the folio locked while it has many mappings to look for.
+ * If it waited for the conversions then, and these for the faults, nobody would
+ * ever come to an end: neither does this test then, nor can it be killed.
+ */
+TEST_F(poison, shared_page_contest)
+{
+	struct protmem_opts opts = { .caps = PROTMEM_CAPS };
+	struct contest c = { .p = &self->p };
+	pthread_t faults, conversions;
+	void *map[NR_MAPS];
+	int i, j, r;
+	u64 pfn;
+
+	if (protmem_nr_cpus() < 2)
+		SKIP(return, "needs 2 CPUs");
+
+	protmem_vm_create(&self->p, &opts);
+	protmem_fill(&self->p, GPA, (NR + 1) * PAGE_SIZE, SEED);
+	pthread_create(&faults, NULL, faulting, &c);
+	pthread_create(&conversions, NULL, converting, &c);
+	for (i = 0; i < 30; i++) {
+		for (j = 0; j < NR_MAPS; j++) {
+			map[j] = kvm_mmap(PAGE_SIZE, PROT_READ, MAP_SHARED,
+					  self->p.gmem);
+			ASSERT_EQ(0, madvise(map[j], PAGE_SIZE, MADV_POPULATE_READ));
+		}
+		pfn = pagemap_pfn(map[0]);
+		r = inject(pfn);
+		EXPECT_TRUE(!r || r == -EBUSY);
+		EXPECT_TRUE(is_poisoned(pfn));
+		EXPECT_EQ(BUS_MCEERR_AR, protmem_try_read(map[0], &(u64){0}));
+		for (j = 0; j < NR_MAPS; j++)
+			kvm_munmap(map[j], PAGE_SIZE);
+		ASSERT_EQ(0, protmem_punch(self->p.gmem, 0, PAGE_SIZE));
+	}
+	WRITE_ONCE(c.stop, true);
+	pthread_join(faults, NULL);
+	pthread_join(conversions, NULL);
+	EXPECT_LT(0, c.nr_conversions);
+	TH_LOG("%lu faults, %lu conversions", c.nr_faults, c.nr_conversions);
+	EXPECT_EQ(NR * PAGE_SIZE,
+		  protmem_mismatch(protmem_hva(&self->p, GPA + PAGE_SIZE),
+				   GPA + PAGE_SIZE, NR * PAGE_SIZE, SEED));
+	protmem_vm_free(&self->p);
+	EXPECT_EQ(0, pages_lost(self));
 }
 
 int main(int argc, char **argv)

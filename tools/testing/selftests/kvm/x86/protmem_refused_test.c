@@ -614,7 +614,7 @@ static gva_t cmd_data(struct protmem_vm *p)
 /* Another VM that gets the VMM's mapping as its ordinary memory. */
 static long do_second_vm(struct attempt *a, bool write_it)
 {
-	struct protmem_opts opts = { .no_slot = true };
+	struct protmem_opts opts = { .no_slot = true, .no_interrupts = true };
 	static struct protmem_vm q;
 	long r;
 
@@ -890,38 +890,14 @@ FAMILY(fork_store, try_fork_store, SIGBUS_ADRERR, WRITES);
 FAMILY(second_vm_write, try_second_vm_write, -EFAULT, WRITES, PINS);
 FAMILY(alias_slot_write, try_alias_slot_write, -EFAULT, WRITES, PINS);
 
-/* The kvm_protmem_refused events of the whole system. */
-#define TRACEFS		"/sys/kernel/tracing/"
-
-static bool tracefs_write(const char *file, const char *what)
-{
-	char path[128];
-	bool ok;
-	int fd;
-
-	snprintf(path, sizeof(path), TRACEFS "%s", file);
-	fd = open(path, O_WRONLY | O_TRUNC);
-	if (fd < 0)
-		return false;
-	ok = write(fd, what, strlen(what)) == strlen(what);
-	close(fd);
-	return ok;
-}
-
-static bool trace_start(void)
-{
-	if (!tracefs_write("events/kvm/kvm_protmem_refused/enable", "1"))
-		return false;
-	tracefs_write("tracing_on", "1");
-	tracefs_write("trace", "\n");
-	return true;
-}
+/* Of the whole system. */
+#define TRACE_EVENT	"kvm/kvm_protmem_refused"
 
 static int trace_refused(void)
 {
 	char line[512];
 	int count = 0;
-	FILE *f = fopen(TRACEFS "trace", "r");
+	FILE *f = fopen(PROTMEM_TRACE, "r");
 
 	if (!f)
 		return -1;
@@ -931,12 +907,6 @@ static int trace_refused(void)
 	}
 	fclose(f);
 	return count;
-}
-
-static void trace_stop(void)
-{
-	tracefs_write("events/kvm/kvm_protmem_refused/enable", "0");
-	tracefs_write("trace", "\n");
 }
 
 FIXTURE_SETUP(family)
@@ -997,7 +967,7 @@ static bool is_refused(const FIXTURE_VARIANT(family) *v, long r)
 
 TEST_F(family, refused)
 {
-	struct protmem_opts opts = { .caps = PROTMEM_CAPS_ORDINARY };
+	struct protmem_opts opts = { .caps = PROTMEM_CAPS_ORDINARY, .no_interrupts = true };
 	u64 seed = 0x5eed0000 + getpid(), gpa;
 	struct protmem_vm *p = &self->p;
 	int trace = 0, traced, i;
@@ -1044,12 +1014,12 @@ TEST_F(family, refused)
 		gpa = i ? GPA : GPA + SZ_1M + 5 * PAGE_SIZE;
 		ASSERT_EQ(0, protmem_make_private(p, gpa, PAGE_SIZE));
 		stat = vm_get_stat(p->vm, protmem_refused);
-		tracing = trace_start();
+		tracing = !protmem_trace_start(TRACE_EVENT);
 
 		r = attempt(p, variant, gpa, seed);
 		traced = tracing ? trace_refused() : 0;
 		if (tracing)
-			trace_stop();
+			protmem_trace_stop(TRACE_EVENT);
 		EXPECT_TRUE(is_refused(variant, r)) {
 			TH_LOG("on private page %d: %ld", i, r);
 		}
@@ -1082,7 +1052,7 @@ TEST_F(family, refused)
 /* Memory that is hidden from the kernel alone: what copies works. */
 TEST_F(family, hidden)
 {
-	struct protmem_opts opts = { .caps = PROTMEM_CAPS_HIDE };
+	struct protmem_opts opts = { .caps = PROTMEM_CAPS_HIDE, .no_interrupts = true };
 	u64 seed = 0x41de0000 + getpid();
 	struct protmem_vm *p = &self->p;
 	long r;
@@ -1113,17 +1083,17 @@ TEST_F(family, hidden)
 
 TEST(tracepoint)
 {
-	struct protmem_opts opts = { .caps = PROTMEM_CAPS };
+	struct protmem_opts opts = { .caps = PROTMEM_CAPS, .no_interrupts = true };
 	struct protmem_vm p;
 	u64 val, stat;
 	int i;
 
-	if (!trace_start())
+	if (protmem_trace_start(TRACE_EVENT))
 		SKIP(return, "no tracefs at /sys/kernel/tracing with kvm:kvm_protmem_refused");
 
 	protmem_vm_create(&p, &opts);
 	ASSERT_EQ(0, protmem_make_private(&p, GPA, SZ_1M));
-	trace_start();
+	protmem_trace_start(TRACE_EVENT);
 	stat = vm_get_stat(p.vm, protmem_refused);
 	for (i = 0; i < 17; i++)
 		EXPECT_EQ(BUS_ADRERR, protmem_try_read(p.mem + i * PAGE_SIZE, &val));
@@ -1132,14 +1102,14 @@ TEST(tracepoint)
 	/* What is permitted is no event. */
 	EXPECT_EQ(0, protmem_try_read(p.mem + SZ_1M, &val));
 	EXPECT_EQ(17, trace_refused());
-	trace_stop();
+	protmem_trace_stop(TRACE_EVENT);
 	protmem_vm_free(&p);
 }
 
 /* The file itself gives nothing, either. */
 TEST(file_io)
 {
-	struct protmem_opts opts = { .caps = PROTMEM_CAPS };
+	struct protmem_opts opts = { .caps = PROTMEM_CAPS, .no_interrupts = true };
 	char buf[LEN] = {};
 	struct protmem_vm p;
 	int fds[2];
@@ -1230,11 +1200,11 @@ out:
 TEST(proc_kcore)
 {
 	static const struct protmem_opts kinds[] = {
-		{ .caps = PROTMEM_CAPS },
-		{ .caps = PROTMEM_CAPS_HIDE },
+		{ .caps = PROTMEM_CAPS, .no_interrupts = true },
+		{ .caps = PROTMEM_CAPS_HIDE, .no_interrupts = true },
 		{ .gmem_flags = GUEST_MEMFD_FLAG_NO_DIRECT_MAP },
 	};
-	struct protmem_opts opts = { .caps = PROTMEM_CAPS_ORDINARY };
+	struct protmem_opts opts = { .caps = PROTMEM_CAPS_ORDINARY, .no_interrupts = true };
 	long mem = sysconf(_SC_PHYS_PAGES) * PAGE_SIZE;
 	u64 seed = 0x3c0de000 + getpid(), scanned;
 	struct protmem_vm p;

@@ -18,7 +18,6 @@
 #define GPA		PROTMEM_GPA
 #define NPAGES		16ull
 #define SIZE		(NPAGES * PAGE_SIZE)
-#define STRING_PORT	0x2000
 #define SEED		0x4e5e7
 
 PROTMEM_FIXTURE(reset);
@@ -193,14 +192,7 @@ TEST_F(reset, busy_while_a_vcpu_runs)
 static u64 guest_outs(u64 gpa, u64 n, u64 c, u64 d)
 {
 	asm volatile("cld; rep outsb"
-		     : "+S"(gpa), "+c"(n) : "d"(STRING_PORT) : "memory");
-	return gpa;
-}
-
-static u64 guest_ins(u64 gpa, u64 n, u64 c, u64 d)
-{
-	asm volatile("cld; rep insb"
-		     : "+D"(gpa), "+c"(n) : "d"(STRING_PORT) : "memory");
+		     : "+S"(gpa), "+c"(n) : "d"(PROTMEM_STRING_PORT) : "memory");
 	return gpa;
 }
 
@@ -250,7 +242,7 @@ static void stop_in_string(struct protmem_vm *p, protmem_fn_t fn, int exits)
 			    "Unexpected exit %s",
 			    exit_reason_str(run->exit_reason));
 		TEST_ASSERT(run->exit_reason != KVM_EXIT_IO ||
-			    run->io.port == STRING_PORT,
+			    run->io.port == PROTMEM_STRING_PORT,
 			    "Unexpected port %x", run->io.port);
 		answer(vcpu);
 	}

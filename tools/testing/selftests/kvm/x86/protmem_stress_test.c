@@ -500,12 +500,6 @@ static u64 guest_convert_forever(u64 gpa, u64 size, u64 c, u64 d)
 	}
 }
 
-static u64 guest_ins(u64 gpa, u64 n, u64 c, u64 d)
-{
-	asm volatile("cld; rep insb" : "+D"(gpa), "+c"(n) : "d"(0x2000) : "memory");
-	return n;
-}
-
 static void send_fd(int sock, int fd)
 {
 	char c = 0, ctl[CMSG_SPACE(sizeof(int))] = {};

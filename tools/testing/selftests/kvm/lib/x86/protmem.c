@@ -179,7 +179,7 @@ void protmem_vm_create(struct protmem_vm *p, const struct protmem_opts *opts)
 		 * forgets that the host's interrupts end a guest that was entered
 		 * without IF, so one that waits for the host would wait forever.
 		 */
-		if (host_cpu_is_intel)
+		if (host_cpu_is_intel && !opts->no_interrupts)
 			p->boot_regs[i].rflags |= X86_EFLAGS_IF;
 		vcpu_regs_set(p->vcpu[i], &p->boot_regs[i]);
 		vcpu_sregs_get(p->vcpu[i], &p->boot_sregs[i]);
@@ -325,6 +325,13 @@ u64 guest_write64(u64 gva, u64 val, u64 c, u64 d)
 u64 guest_wrmsr(u64 msr, u64 val, u64 c, u64 d)
 {
 	return wrmsr_safe(msr, val);
+}
+
+u64 guest_ins(u64 gpa, u64 n, u64 c, u64 d)
+{
+	asm volatile("cld; rep insb"
+		     : "+D"(gpa), "+c"(n) : "d"(PROTMEM_STRING_PORT) : "memory");
+	return gpa;
 }
 
 u64 guest_nop(u64 a, u64 b, u64 c, u64 d)
@@ -508,6 +515,37 @@ s64 protmem_wait_off_direct_map(s64 wanted)
 		usleep(20000);
 	}
 	return now;
+}
+
+int protmem_write_file(const char *path, const char *what)
+{
+	int fd = open(path, O_WRONLY | O_TRUNC), r;
+
+	if (fd < 0)
+		return -errno;
+	r = write(fd, what, strlen(what)) < 0 ? -errno : 0;
+	close(fd);
+	return r;
+}
+
+static int trace_event(const char *event, const char *on)
+{
+	char path[128];
+
+	snprintf(path, sizeof(path), "/sys/kernel/tracing/events/%s/enable", event);
+	return protmem_write_file(path, on);
+}
+
+int protmem_trace_start(const char *event)
+{
+	return trace_event(event, "1") ?:
+	       protmem_write_file("/sys/kernel/tracing/tracing_on", "1") ?:
+	       protmem_write_file(PROTMEM_TRACE, "\n");
+}
+
+void protmem_trace_stop(const char *event)
+{
+	trace_event(event, "0");
 }
 
 static char cgroup_root[PATH_MAX];
