@@ -384,9 +384,10 @@ TEST(notification_when_single_stepping)
 		ASSERT_EQ(KVM_EXIT_DEBUG, run->exit_reason);
 		EXPECT_EQ(regs.rip, run->debug.arch.pc);
 		EXPECT_TRUE(run->debug.arch.dr6 & BIT(14));
-		vcpu_guest_debug_set(p.vcpu[0], &(struct kvm_guest_debug) {});
 	}
-	EXPECT_TRUE(protmem_done(&p, 0));
+	TEST_ASSERT_KVM_EXIT_REASON(p.vcpu[0], KVM_EXIT_IO);
+	EXPECT_EQ(PROTMEM_DONE_PORT, run->io.port);
+	EXPECT_EQ(0, p.cmd[0]->ret);
 	EXPECT_EQ(1, nr_told);
 	EXPECT_LT(3, nr_steps);
 	protmem_vm_free(&p);
