@@ -60,6 +60,8 @@ int kvm_protected_guest_init(KvmProtectedGuestMode mode, Error **errp)
         error_setg(errp, "KVM on this host cannot protect guest memory in mode "
                    "%s: 0x%" PRIx64 " is needed, 0x%" PRIx64 " is supported",
                    KvmProtectedGuestMode_str(mode), wanted, supported);
+        error_append_hint(errp, "Update the host's kernel, or use another "
+                          "mode.\n");
         return -ENOTSUP;
     }
     ret = kvm_vm_check_extension(kvm_state, KVM_CAP_GUEST_MEMFD_FLAGS);
@@ -67,24 +69,35 @@ int kvm_protected_guest_init(KvmProtectedGuestMode mode, Error **errp)
         error_setg(errp, "KVM on this host cannot protect guest memory: "
                    "guest_memfd cannot be %s",
                    hidden ? "hidden from the kernel" : "mapped");
+        error_append_hint(errp, "Update the host's kernel.\n");
         return -ENOTSUP;
     }
 
     if (kvm_state->kvm_dirty_ring_size) {
         error_setg(errp, "dirty-ring-size is not supported with %s "
-                   "guest memory: KVM does not log writes to it", kind);
+                   "guest memory: KVM does not log writes to it; leave it out",
+                   kind);
         return -ENOTSUP;
     }
 
     if (should_mlock(mlock_state)) {
         error_setg(errp, "-overcommit mem-lock is not supported with %s guest "
-                   "memory: %s", kind,
+                   "memory: %s; use mem-lock=off", kind,
                    hidden ? "mlock() does not apply to it; it is never swapped "
                             "out, and prealloc=on populates it" :
                             "it is populated when the guest accesses it");
         return -ENOTSUP;
     }
 
+    if (!bdrv_forbid_mapping(hidden ?
+                             "memory that is hidden from the host's kernel "
+                             "cannot be pinned for a device, and is not given "
+                             "to other processes" :
+                             "the guest can make its memory private, so that "
+                             "it cannot be mapped for a device or given to "
+                             "another process", errp)) {
+        return -ENOTSUP;
+    }
     if (hidden &&
         !bdrv_forbid_direct_io("memory that is hidden from the host's kernel "
                                "cannot be pinned", errp)) {

@@ -85,7 +85,8 @@ bool kvm_protected_guest_check_cpu(X86CPU *cpu, Error **errp)
         cpu->hyperv_spinlock_attempts != HYPERV_SPINLOCK_NEVER_NOTIFY) {
         error_setg(errp, "kvm-protected-guest: Hyper-V enlightenments (CPU "
                    "properties 'hv-*') are not supported: KVM cannot access "
-                   "private memory for them");
+                   "private memory for them; leave them out, or use "
+                   "mode=hidden");
         return false;
     }
     return true;
@@ -119,7 +120,8 @@ static int kvm_protected_guest_kvm_init(ConfidentialGuestSupport *cgs,
 
     if (kvm_state->xen_version) {
         error_setg(errp, "kvm-protected-guest: emulation of Xen is not "
-                   "supported: KVM cannot access %s memory for it",
+                   "supported: KVM cannot access %s memory for it; leave "
+                   "xen-version out",
                    hidden ? "hidden" : "private");
         return -ENOTSUP;
     }
@@ -169,7 +171,7 @@ static void kvm_protected_guest_machine_done(Notifier *n, void *unused)
 
     if (runstate_check(RUN_STATE_INMIGRATE)) {
         error_report("kvm-protected-guest: incoming migration is not "
-                     "supported: %s",
+                     "supported: %s; leave -incoming out",
                      hidden ? "KVM does not log writes to hidden guest memory, "
                               "so that there is no source for it" :
                               "private guest memory cannot be read or written "
@@ -197,7 +199,7 @@ static void kvm_protected_guest_complete(UserCreatable *uc, Error **errp)
 
     if (phase_check(PHASE_MACHINE_READY)) {
         error_setg(errp, "kvm-protected-guest must be created together with "
-                   "the machine");
+                   "the machine: use -object");
         return;
     }
     /* All RAM is of the kind that was asked for first. */
@@ -251,7 +253,8 @@ static void kvm_protected_guest_set_mode(Object *obj, int value, Error **errp)
     KVMProtectedGuest *guest = KVM_PROTECTED_GUEST(obj);
 
     if (guest->complete) {
-        error_setg(errp, "the mode cannot be changed");
+        error_setg(errp, "the mode cannot be changed any more: set it when "
+                   "the object is created");
         return;
     }
     guest->mode = value;
