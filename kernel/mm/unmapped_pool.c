@@ -722,7 +722,7 @@ static int grow_pool(struct unmapped_pool *pool, u64 gfn, struct mempolicy *pol,
 
 	old_memcg = set_active_memcg(pool->memcg);
 	page = alloc_block_pages(pool, pol, ilx, gfp, home, &order);
-	b = page ? kzalloc(struct_size(b, state, 1UL << order), GFP_KERNEL_ACCOUNT) : NULL;
+	b = page ? kzalloc(struct_size(b, state, 1UL << order), gfp | __GFP_ACCOUNT) : NULL;
 	set_active_memcg(old_memcg);
 	if (!b) {
 		ret = -ENOMEM;
@@ -913,6 +913,22 @@ static struct page *try_alloc_any(struct unmapped_pool *pool, pgoff_t index,
 	return NULL;
 }
 
+/* After an attempt to grow the pool, which has ended with @ret. */
+static struct page *alloc_grown(struct unmapped_pool *pool, u64 gfn, pgoff_t index,
+				struct mempolicy *pol, int ret)
+{
+	struct page *page;
+
+	guard(mutex)(&pool->lock);
+	page = try_alloc(pool, gfn, index, false, pol);
+	if (page)
+		return page;
+	page = try_alloc_any(pool, index, pol);
+	if (page && !ret)
+		pool->any_node_until = jiffies + UNMAPPED_NODE_BACKOFF;
+	return page;
+}
+
 /**
  * unmapped_pool_alloc - get a page that is off the direct map
  * @pool: the pool
@@ -976,17 +992,15 @@ again:
 		mutex_unlock(&pool->lock);
 		if (page)
 			return page;
+		/* Before someone is killed for it there are the reserved pages. */
+		ret = grow_pool(pool, UNMAPPED_NO_HOME, pol, ilx,
+				gfp | __GFP_NORETRY | __GFP_NOWARN);
+	}
+	page = alloc_grown(pool, gfn, index, pol, ret);
+	if (!page && ret) {
 		ret = grow_pool(pool, UNMAPPED_NO_HOME, pol, ilx, gfp);
+		page = alloc_grown(pool, gfn, index, pol, ret);
 	}
-
-	mutex_lock(&pool->lock);
-	page = try_alloc(pool, gfn, index, false, pol);
-	if (!page) {
-		page = try_alloc_any(pool, index, pol);
-		if (page && !ret)
-			pool->any_node_until = jiffies + UNMAPPED_NODE_BACKOFF;
-	}
-	mutex_unlock(&pool->lock);
 
 	/* Others, who need no grow_lock, or the shrinker have taken it. */
 	if (!page && !ret && ++tries < UNMAPPED_MAX_TRIES)

@@ -138,6 +138,38 @@ TEST_F(memcg, fault_at_limit)
 	EXPECT_TRUE(wait_charged_below(SZ_2M));
 }
 
+/*
+ * What is reserved for other pages is taken before the OOM killer is called, who
+ * finds nobody to kill here.
+ */
+TEST_F(memcg, reserved_before_oom)
+{
+	struct protmem_vm *p = &self->p;
+	const int nr = VM_SIZE / SZ_2M;
+	s64 ooms;
+	int i;
+
+	protmem_cgroup_enter();
+	create(p, PROTMEM_CAPS);
+	protmem_cgroup_leave();
+	ASSERT_EQ(0, protmem_make_private(p, GPA, VM_SIZE));
+	/* A block for each range, as far as there are any. */
+	for (i = 0; i < nr / 2; i++)
+		protmem_call(p, 0, guest_fill, GPA + i * SZ_2M, PAGE_SIZE, SEED);
+	if (protmem_off_direct_map() < nr / 2 * SZ_2M)
+		SKIP(return, "no large blocks to be had");
+
+	ooms = protmem_cgroup_events("oom");
+	protmem_cgroup_limit(protmem_cgroup_charged());
+	for (i = nr / 2; i < nr; i++)
+		protmem_call(p, 0, guest_fill, GPA + i * SZ_2M, PAGE_SIZE, SEED);
+	EXPECT_EQ(ooms, protmem_cgroup_events("oom"));
+	protmem_cgroup_limit(-1);
+	for (i = 0; i < nr; i++)
+		EXPECT_EQ(0, protmem_call(p, 0, guest_check, GPA + i * SZ_2M, PAGE_SIZE, SEED));
+	protmem_vm_free(p);
+}
+
 /* What is converted is there twice for a moment. */
 TEST_F(memcg, conversion_at_limit)
 {
@@ -213,7 +245,7 @@ TEST_F(memcg, oom_kill)
 	pid_t pid;
 
 	for (i = 0; i < NR_NEEDS; i++) {
-		kills = protmem_cgroup_oom_kills();
+		kills = protmem_cgroup_events("oom_kill");
 		protmem_cgroup_limit(-1);
 		pid = fork();
 		if (!pid) {
@@ -224,7 +256,7 @@ TEST_F(memcg, oom_kill)
 		EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL) {
 			TH_LOG("%d: status %x", i, status);
 		}
-		EXPECT_EQ(kills + 1, protmem_cgroup_oom_kills());
+		EXPECT_EQ(kills + 1, protmem_cgroup_events("oom_kill"));
 		EXPECT_EQ(0, protmem_wait_off_direct_map(0));
 		EXPECT_EQ(0, protmem_read_sysfs("quarantined_bytes"));
 		EXPECT_TRUE(wait_charged_below(SZ_2M)) {

@@ -242,7 +242,8 @@ void protmem_cgroup_enter(void);
 void protmem_cgroup_leave(void);
 void protmem_cgroup_limit(s64 bytes);
 s64 protmem_cgroup_charged(void);
-s64 protmem_cgroup_oom_kills(void);
+/* The count of memory.events, by its name. */
+s64 protmem_cgroup_events(const char *name);
 
 /* As much of io_uring as it takes to have one request in flight. */
 struct protmem_ring {

@@ -604,11 +604,14 @@ s64 protmem_cgroup_charged(void)
 	return val;
 }
 
-s64 protmem_cgroup_oom_kills(void)
+s64 protmem_cgroup_events(const char *name)
 {
-	long val = cg_read_key_long(cgroup, "memory.events", "oom_kill ");
+	char key[32];
+	long val;
 
-	TEST_ASSERT(val >= 0, "%s/memory.events", cgroup);
+	snprintf(key, sizeof(key), "%s ", name);
+	val = cg_read_key_long(cgroup, "memory.events", key);
+	TEST_ASSERT(val >= 0, "%s/memory.events: %s", cgroup, name);
 	return val;
 }
 
