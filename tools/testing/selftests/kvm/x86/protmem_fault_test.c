@@ -143,11 +143,19 @@ static bool fail_end(void)
 	return buf[0] == '0';
 }
 
-/* Not only one; with fail_nth() from that one on. */
+/*
+ * Not only one; with fail_nth() from that one on.  Not for ever, as a page fault
+ * of the test's own would be tried again for as long.
+ */
 static void fail_always(bool on)
 {
+	/* Nothing can be opened while it is on. */
+	if (!on)
+		pwrite_all(make_it_fd, "0");
+	set_attr("times", on ? "1000" : "-1");
 	set_attr("probability", on ? "100" : "0");
-	pwrite_all(make_it_fd, on ? "1" : "0");
+	if (on)
+		pwrite_all(make_it_fd, "1");
 }
 
 struct ctx {
@@ -385,7 +393,7 @@ static void check_zero(struct ctx *c, int r)
 static const struct op op_attr_private = { setup_shared, run_attr_private, check_kept, teardown_vm };
 static const struct op op_attr_shared = { setup_filled, run_attr_shared, check_kept, teardown_vm };
 static const struct op op_attr_private_zero = { setup_shared, run_attr_private_zero, check_zero, teardown_vm };
-static const struct op op_attr_shared_zero = { setup_filled, run_attr_shared_zero, check_zero, teardown_vm };
+static const struct op op_attr_shared_zero = { setup_filled, run_attr_shared_zero, check_zero, teardown_vm, .frugal = true };
 
 /* The guest's hypercall; its vCPU runs on where it has been stopped. */
 
@@ -451,9 +459,10 @@ static const struct op op_fault_shared = { setup_fault_shared, run_vcpu, check_f
 /* A limit that large blocks exceed, so that small ones are cut out of the direct map. */
 static void setup_fault_small(struct ctx *c)
 {
+	/* It is charged to the creator, wherever that is later. */
 	protmem_cgroup_enter();
 	setup_fault(c);
-	/* What the vCPU needs besides, and a block of 1 MiB. */
+	protmem_cgroup_leave();
 	protmem_cgroup_limit(protmem_cgroup_charged() + SZ_1M + SZ_512K);
 }
 
@@ -461,7 +470,6 @@ static void teardown_small(struct ctx *c)
 {
 	protmem_cgroup_limit(-1);
 	protmem_vm_free(&c->p);
-	protmem_cgroup_leave();
 }
 
 static void check_filled_small(struct ctx *c, int r)
@@ -639,7 +647,6 @@ static void setup_small_death(struct ctx *c)
 	setup_fault_small(c);
 	protmem_run(&c->p, 0);
 	protmem_cgroup_limit(-1);
-	protmem_cgroup_leave();
 	keep_files(c);
 }
 
@@ -676,9 +683,9 @@ VARIANT(fault, "unmapped_alloc_order", "unmapped_pool_alloc",
 VARIANT(fault_shared, "kvm_protmem_shared_folio");
 VARIANT(fault_hidden, "unmapped_pool_alloc", "kvm_protmem_pool_page");
 VARIANT(attr_private, "protmem_store_state", "protmem_make_private", "unmapped_pool_alloc");
-VARIANT(attr_shared, "protmem_store_state", "protmem_make_shared");
+VARIANT(attr_shared, "protmem_make_shared");
 VARIANT(attr_private_zero, "protmem_store_state");
-VARIANT(attr_shared_zero, "protmem_store_state");
+VARIANT(attr_shared_zero);
 VARIANT(hc_private, "kvm_protmem_convert_range", "protmem_make_private");
 VARIANT(hc_shared, "kvm_protmem_convert_range", "protmem_make_shared");
 VARIANT(allocate_private, "kvm_protmem_allocate", "unmapped_pool_alloc");
