@@ -94,6 +94,7 @@
 #include <linux/rbtree.h>
 #include <linux/rwsem.h>
 #include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
 #include <linux/set_memory.h>
 #include <linux/shrinker.h>
 #include <linux/slab.h>
@@ -1003,7 +1004,8 @@ again:
 	}
 
 	/* Others, who need no grow_lock, or the shrinker have taken it. */
-	if (!page && !ret && ++tries < UNMAPPED_MAX_TRIES)
+	if (!page && !ret && !fatal_signal_pending(current) &&
+	    ++tries < UNMAPPED_MAX_TRIES)
 		goto again;
 
 	return page ?: ERR_PTR(ret ?: -ENOMEM);
@@ -1295,7 +1297,7 @@ int unmapped_page_copy_from(struct page *dst_unmapped, struct page *src_mapped)
 	int ret = unmapped_page_write(dst_unmapped, 0, page_address(src_mapped),
 				      PAGE_SIZE);
 
-	/* The kernel survives that, but nobody else is told. */
+	/* As for those of unmapped pages: see unmapped_page_read(). */
 	if (ret == -EHWPOISON)
 		memory_failure_queue(page_to_pfn(src_mapped), 0);
 	return ret;

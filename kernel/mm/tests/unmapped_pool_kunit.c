@@ -728,12 +728,11 @@ static void up_test_policy(struct kunit *test)
 	for (i = 0; i < ARRAY_SIZE(page); i++)
 		unmapped_pool_free(t->pool, page[i]);
 
-	/* A set of nodes that the task may not use binds nobody. */
+	/* A set of nodes without memory binds nobody. */
 	pol.mode = MPOL_BIND;
-	page[0] = IS_ENABLED(CONFIG_CPUSETS) ?
-		unmapped_pool_alloc(t->pool, GFN(0), 0, false, &pol, 0, GFP_KERNEL) : NULL;
+	page[0] = unmapped_pool_alloc(t->pool, GFN(0), 0, false, &pol, 0, GFP_KERNEL);
 	KUNIT_EXPECT_FALSE(test, IS_ERR(page[0]));
-	if (!IS_ERR_OR_NULL(page[0]))
+	if (!IS_ERR(page[0]))
 		unmapped_pool_free(t->pool, page[0]);
 	up_put_and_expect_nothing(test);
 }

@@ -254,10 +254,19 @@ static __always_inline int unmapped_window_access(struct page *page, unsigned in
 	return left ? -EHWPOISON : 0;
 }
 
+/* The kernel survives a memory error in @page, but nobody else is told. */
+static int unmapped_window_report(struct page *page, int ret)
+{
+	if (ret == -EHWPOISON)
+		memory_failure_queue(page_to_pfn(page), 0);
+	return ret;
+}
+
 int unmapped_page_read(struct page *page, unsigned int off, void *dst,
 		       unsigned int len)
 {
-	return unmapped_window_access(page, off, dst, len, false);
+	return unmapped_window_report(page, unmapped_window_access(page, off, dst, len,
+								   false));
 }
 EXPORT_SYMBOL_FOR_KVM(unmapped_page_read);
 
@@ -331,7 +340,7 @@ int unmapped_page_cmpxchg(struct page *page, unsigned int off, void *old,
 	ret = unmapped_window_do_cmpxchg(p + off, old, new, size);
 	unmapped_window_close(&s);
 
-	return ret;
+	return unmapped_window_report(page, ret);
 }
 EXPORT_SYMBOL_FOR_KVM(unmapped_page_cmpxchg);
 

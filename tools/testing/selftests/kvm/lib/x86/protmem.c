@@ -554,15 +554,17 @@ static char *cgroup;
 /* Skip the whole program if there can be no such cgroup. */
 void protmem_cgroup_require(const char *name)
 {
+	long val;
+
 	__TEST_REQUIRE(!cg_find_controller_root(cgroup_root, sizeof(cgroup_root), "memory"),
 		       "no memory cgroups: it needs cgroup2 and CONFIG_MEMCG");
 	cg_write(cgroup_root, "cgroup.subtree_control", "+memory");
 	cgroup = cg_name(cgroup_root, name);
 	protmem_cgroup_destroy();
 	__TEST_REQUIRE(!cg_create(cgroup), "%s can't be made: it needs root", cgroup);
-	__TEST_REQUIRE(cg_read_long(cgroup, "memory.current") >= 0,
-		       "%s has no memory controller", cgroup);
+	val = cg_read_long(cgroup, "memory.current");
 	protmem_cgroup_destroy();
+	__TEST_REQUIRE(val >= 0, "%s has no memory controller", cgroup);
 }
 
 void protmem_cgroup_create(void)
