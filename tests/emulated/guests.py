@@ -3,6 +3,7 @@
 in them that take commands on their serial console.  point() prints TAP."""
 
 import contextlib
+import errno
 import hashlib
 import http.server
 import json
@@ -109,8 +110,15 @@ class Machine:
                                             stderr=log, env=dict(os.environ, TMPDIR=self.dir))
 
     def said(self):
-        with open(self.log, encoding="utf-8", errors="replace") as log:
-            return log.read().strip()
+        # 9p has no data, now and then, of a file that is growing.
+        for tries in range(20):
+            try:
+                with open(self.log, encoding="utf-8", errors="replace") as log:
+                    return log.read().strip()
+            except OSError as error:
+                if error.errno != errno.ENODATA or tries == 19:
+                    raise
+            time.sleep(0.1)
 
     def alive(self):
         return self.process.poll() is None

@@ -349,50 +349,6 @@ TEST(notification)
 	protmem_vm_free(&p);
 }
 
-/* The debugger's exit waits for its turn, and is for the same instruction. */
-TEST(notification_when_single_stepping)
-{
-	struct protmem_opts opts = {
-		.caps = PROTMEM_CAPS,
-		.exit_flags = KVM_PROTMEM_EXIT_CONVERT,
-	};
-	struct kvm_guest_debug step = {
-		.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP,
-	};
-	int i, nr_steps = 0, nr_told = 0;
-	struct kvm_regs regs;
-	struct protmem_vm p;
-	struct kvm_run *run;
-
-	protmem_vm_create(&p, &opts);
-	run = p.vcpu[0]->run;
-	protmem_prepare(&p, 0, guest_convert, GPA, PAGE_SIZE, ENCRYPTED, 0);
-	vcpu_guest_debug_set(p.vcpu[0], &step);
-	for (i = 0; i < 2000; i++) {
-		vcpu_run(p.vcpu[0]);
-		if (run->exit_reason == KVM_EXIT_DEBUG) {
-			nr_steps++;
-			continue;
-		}
-		if (run->exit_reason != KVM_EXIT_PROTECTED_MEMORY)
-			break;
-		nr_told++;
-		vcpu_regs_get(p.vcpu[0], &regs);
-		EXPECT_EQ(0, regs.rax);
-		EXPECT_TRUE(protmem_is_private(&p, GPA));
-		vcpu_run(p.vcpu[0]);
-		ASSERT_EQ(KVM_EXIT_DEBUG, run->exit_reason);
-		EXPECT_EQ(regs.rip, run->debug.arch.pc);
-		EXPECT_TRUE(run->debug.arch.dr6 & BIT(14));
-	}
-	TEST_ASSERT_KVM_EXIT_REASON(p.vcpu[0], KVM_EXIT_IO);
-	EXPECT_EQ(PROTMEM_DONE_PORT, run->io.port);
-	EXPECT_EQ(0, p.cmd[0]->ret);
-	EXPECT_EQ(1, nr_told);
-	EXPECT_LT(3, nr_steps);
-	protmem_vm_free(&p);
-}
-
 TEST_F(convert, no_notification_unless_asked)
 {
 	struct protmem_vm *p = &self->p;

@@ -179,9 +179,10 @@ void protmem_vm_create(struct protmem_vm *p, const struct protmem_opts *opts)
 		 * forgets that the host's interrupts end a guest that was entered
 		 * without IF, so one that waits for the host would wait forever.
 		 */
-		if (host_cpu_is_intel && !opts->no_interrupts)
+		if (host_cpu_is_intel && !opts->no_interrupts) {
 			p->boot_regs[i].rflags |= X86_EFLAGS_IF;
-		vcpu_regs_set(p->vcpu[i], &p->boot_regs[i]);
+			vcpu_regs_set(p->vcpu[i], &p->boot_regs[i]);
+		}
 		vcpu_sregs_get(p->vcpu[i], &p->boot_sregs[i]);
 	}
 	kvm_arch_vm_finalize_vcpus(vm);
