@@ -978,9 +978,6 @@ again:
 	mutex_lock(&pool->lock);
 	page = try_alloc(pool, gfn, index, whole, pol);
 	whole = whole && !find_home(pool, gfn);
-	/* Or each page would cost a block of the wrong node. */
-	if (!page && !whole && time_before(jiffies, pool->any_node_until))
-		page = take_free_page(pool, index, pol, false);
 	mutex_unlock(&pool->lock);
 	if (page)
 		return page;
@@ -990,6 +987,9 @@ again:
 		/* No home, so before the pool grows any page will do. */
 		mutex_lock(&pool->lock);
 		page = try_alloc(pool, gfn, index, false, pol);
+		/* Or each page would cost a block of the wrong node. */
+		if (!page && time_before(jiffies, pool->any_node_until))
+			page = take_free_page(pool, index, pol, false);
 		mutex_unlock(&pool->lock);
 		if (page)
 			return page;

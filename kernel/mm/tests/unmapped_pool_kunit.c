@@ -716,8 +716,8 @@ static void up_test_policy(struct kunit *test)
 	t->max_order = 3;
 	kunit_activate_static_stub(test, unmapped_alloc_order, up_alloc_limited);
 	for (i = 0; i < ARRAY_SIZE(page); i++) {
-		/* Nowhere, so it is always another node. */
-		page[i] = unmapped_pool_alloc(t->pool, GFN(0) + i, i, false, &pol, 0,
+		/* Nowhere, so it is always another node; nor is there a home for any. */
+		page[i] = unmapped_pool_alloc(t->pool, GFN(0) + i, i, i % 2, &pol, 0,
 					      GFP_KERNEL);
 		KUNIT_ASSERT_FALSE(test, IS_ERR(page[i]));
 		if (i < 8)
