@@ -69,14 +69,26 @@ suite() {
 	say "# $name: $(elapsed "$start")"
 }
 
+# What a suite that has failed left in build/run, and nobody works in, out of the
+# way of its second run.
+keep_first() {
+	local d
+	while read -r d; do
+		rm -rf "$d.first"
+		flock -n "$d.lock" mv "$d" "$d.first"
+	done < <(find "$BUILD/run" -mindepth 1 -maxdepth 1 -type d -newer "$RESULTS/.begin" ! -name '*.first')
+}
+
 # emulated NAME SECONDS COMMAND...: a suite in an emulator.  These lose interrupts
 # and, rarely, the guest of a guest ends in a triple fault.  So what has failed is
 # run once more, with a line that says so and is counted by nobody but seen by all;
-# the first run stays in NAME.first.  Not if the host kernel itself has died or
-# shown a bug: that is never the emulator's fault until someone has proved it.
+# the first run stays in NAME.first, and what it left in directories *.first of
+# build/run.  Not if the host kernel itself has died or shown a bug: that is never
+# the emulator's fault until someone has proved it.
 emulated() {
 	local name=$1 tap=$RESULTS/$1.tap
 	rm -f "$RESULTS/$name.first"
+	touch "$RESULTS/.begin"
 	tentative=1
 	suite "$@"
 	tentative=
@@ -86,6 +98,7 @@ emulated() {
 		return 0
 	fi
 	mv "$tap" "$RESULTS/$name.first"
+	keep_first
 	say "# $name has failed and is tried once more, as it may have been the emulator"
 	suite "$@"
 	say "# retried: $name: see $RESULTS/$name.first for the first run" >>"$tap"
