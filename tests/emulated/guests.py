@@ -144,7 +144,10 @@ class Machine:
         s = self.connect("qmp")
         if not s:
             return False
-        s.sendall(b'{"execute":"qmp_capabilities"}')
+        try:
+            s.sendall(b'{"execute":"qmp_capabilities"}')
+        except (BrokenPipeError, ConnectionResetError):
+            return False    # it listened, and has refused something since
         data, end = b"", time.monotonic() + seconds
         # The greeting is one line, the answer to this another.
         while data.count(b"\n") < 2:
