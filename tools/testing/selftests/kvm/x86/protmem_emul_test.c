@@ -1033,7 +1033,7 @@ TEST(operand_moves)
 {
 	struct protmem_opts opts = { .caps = PROTMEM_CAPS, .nr_vcpus = 2 };
 	u64 iterations = protmem_test_iterations(500), i, secret;
-	/* The other vCPU hardly lets go of the lock, where there is one CPU left. */
+	/* Each round waits for the lock that the other vCPU takes all the time. */
 	time_t end = time(NULL) + 60;
 	struct protmem_vm p;
 	pthread_t thread;
