@@ -140,7 +140,8 @@ bool unmapped_window_range_ok(unsigned int off, unsigned int len);
  *
  * @dst is kernel memory.  An aligned operand of 1, 2, 4 or 8 bytes is read at
  * once.  Also good for a page in the direct map.  Returns 0; -EINVAL for a bad
- * range; -EHWPOISON after a machine check, when a part may have been copied.
+ * range; -EHWPOISON after a machine check, when a part may have been copied;
+ * -EFAULT, after a warning, if @dst is not there.
  */
 int unmapped_page_read(struct page *page, unsigned int off, void *dst,
 		       unsigned int len);

@@ -23,6 +23,7 @@
 #include <linux/smp.h>
 #include <linux/uaccess.h>
 #include <linux/unmapped_pool.h>
+#include <linux/vmalloc.h>
 
 #include <asm/sections.h>
 
@@ -222,6 +223,30 @@ static void up_test_window(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, i, 0);
 	KUNIT_EXPECT_MEMEQ(test, in, out, 13);
 
+	unmapped_pool_free(((struct up_test *)test->priv)->pool, page);
+	up_put_and_expect_nothing(test);
+}
+
+/* A fault at a caller's buffer is that caller's bug: no page is to be called broken for it. */
+static void up_test_window_fault(struct kunit *test)
+{
+	struct page *page = up_alloc(test, GFN(0), false);
+	u8 *buf = vmalloc(PAGE_SIZE);
+	u8 *guard;
+
+	KUNIT_ASSERT_NOT_NULL(test, buf);
+	guard = buf + PAGE_SIZE;
+
+	kunit_warning_suppress(test) {
+		KUNIT_EXPECT_EQ(test, unmapped_page_read(page, 0, guard - 8, 16), -EFAULT);
+		KUNIT_EXPECT_EQ(test, unmapped_page_read(page, 0, guard - 3, 4), -EFAULT);
+		KUNIT_EXPECT_EQ(test, unmapped_page_write(page, 0, guard, 1), -EFAULT);
+		KUNIT_EXPECT_SUPPRESSED_WARNING_COUNT(test, 3);
+	}
+	KUNIT_EXPECT_FALSE(test, irqs_disabled());
+	KUNIT_EXPECT_EQ(test, unmapped_page_read(page, 0, buf, 8), 0);
+
+	vfree(buf);
 	unmapped_pool_free(((struct up_test *)test->priv)->pool, page);
 	up_put_and_expect_nothing(test);
 }
@@ -1034,6 +1059,7 @@ static void up_test_stress_small(struct kunit *test)
 
 static struct kunit_case up_cases[] = {
 	KUNIT_CASE(up_test_window),
+	KUNIT_CASE(up_test_window_fault),
 	KUNIT_CASE(up_test_window_task),
 	KUNIT_CASE(up_test_cmpxchg),
 	KUNIT_CASE(up_test_copy_page),

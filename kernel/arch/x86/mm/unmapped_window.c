@@ -46,6 +46,7 @@
 #include <asm/sections.h>
 #include <asm/smap.h>
 #include <asm/tlbflush.h>
+#include <asm/trapnr.h>
 
 struct unmapped_window {
 	struct mm_struct	*mm;
@@ -200,37 +201,57 @@ static __always_inline void unmapped_window_close(struct unmapped_window_state *
  * copy.  An aligned operand of up to eight bytes is accessed at once, which is
  * what the guest's page tables need.
  *
- * Return: number of bytes not copied.
+ * Return: 0, or the number of the exception, which EX_TYPE_FAULT_MCE_SAFE
+ * leaves in RAX.  (A divide error, number 0, can't happen here.)
  */
 #define unmapped_window_mov(insn, reg, type)				\
 ({									\
-	asm volatile goto(						\
-		     "1: " insn " (%[src]), %%" reg "\n"		\
+	unsigned long __trapnr;						\
+									\
+	asm volatile("1: " insn " (%[src]), %%" reg "\n"		\
 		     "2: " insn " %%" reg ", (%[dst])\n"		\
-		     _ASM_EXTABLE_TYPE(1b, %l[fault], EX_TYPE_DEFAULT_MCE_SAFE) \
-		     _ASM_EXTABLE_TYPE(2b, %l[fault], EX_TYPE_DEFAULT_MCE_SAFE) \
-		     : : [src] "r" (src), [dst] "r" (dst)		\
-		     : "memory", "rax" : fault);			\
+		     "	xorl %%eax, %%eax\n"				\
+		     "3:\n"						\
+		     _ASM_EXTABLE_TYPE(1b, 3b, EX_TYPE_FAULT_MCE_SAFE)	\
+		     _ASM_EXTABLE_TYPE(2b, 3b, EX_TYPE_FAULT_MCE_SAFE)	\
+		     : "=&a" (__trapnr)					\
+		     : [src] "r" (src), [dst] "r" (dst)			\
+		     : "memory", "cc");					\
 	src += sizeof(type);						\
 	dst += sizeof(type);						\
 	len -= sizeof(type);						\
+	__trapnr;							\
 })
 
-static __always_inline unsigned int unmapped_window_copy(void *dst, const void *src,
-							 unsigned int len)
+static __always_inline unsigned long unmapped_window_copy(void *dst, const void *src,
+							  unsigned int len)
 {
+	unsigned long trapnr = 0;
+
 	lass_stac();
-	while (len >= 8)
-		unmapped_window_mov("movq", "rax", u64);
-	if (len >= 4)
-		unmapped_window_mov("movl", "eax", u32);
-	if (len >= 2)
-		unmapped_window_mov("movw", "ax", u16);
-	if (len)
-		unmapped_window_mov("movb", "al", u8);
-fault:
+	while (!trapnr && len >= 8)
+		trapnr = unmapped_window_mov("movq", "rax", u64);
+	if (!trapnr && len >= 4)
+		trapnr = unmapped_window_mov("movl", "eax", u32);
+	if (!trapnr && len >= 2)
+		trapnr = unmapped_window_mov("movw", "ax", u16);
+	if (!trapnr && len)
+		trapnr = unmapped_window_mov("movb", "al", u8);
 	lass_clac();
-	return len;
+
+	return trapnr;
+}
+
+/* What an exception in the window means.  Only a machine check is the page's fault. */
+static int unmapped_window_error(unsigned long trapnr)
+{
+	if (likely(!trapnr))
+		return 0;
+	if (trapnr == X86_TRAP_MC)
+		return -EHWPOISON;
+
+	WARN_ONCE(1, "exception %lu in the window\n", trapnr);
+	return -EFAULT;
 }
 
 static __always_inline int unmapped_window_access(struct page *page, unsigned int off,
@@ -238,7 +259,7 @@ static __always_inline int unmapped_window_access(struct page *page, unsigned in
 						 bool write)
 {
 	struct unmapped_window_state s;
-	unsigned int left;
+	unsigned long trapnr;
 	void *p;
 
 	if (!unmapped_window_range_ok(off, len))
@@ -246,12 +267,12 @@ static __always_inline int unmapped_window_access(struct page *page, unsigned in
 
 	p = unmapped_window_open(&s, page, write ? PAGE_KERNEL : PAGE_KERNEL_RO);
 	if (write)
-		left = unmapped_window_copy(p + off, buf, len);
+		trapnr = unmapped_window_copy(p + off, buf, len);
 	else
-		left = unmapped_window_copy(buf, p + off, len);
+		trapnr = unmapped_window_copy(buf, p + off, len);
 	unmapped_window_close(&s);
 
-	return left ? -EHWPOISON : 0;
+	return unmapped_window_error(trapnr);
 }
 
 /* The kernel survives a memory error in @page, but nobody else is told. */
@@ -280,26 +301,33 @@ EXPORT_SYMBOL_FOR_KVM(unmapped_page_write);
 #define unmapped_window_cmpxchg(insn, reg, type)			\
 ({									\
 	type __old = *(type *)old, __new = *(const type *)new;		\
+	unsigned long __rax = __old;					\
 									\
 	asm volatile(							\
 		     "1: lock " insn " %" reg "[new], (%[ptr])\n"	\
 		     "	sete %[ok]\n"					\
-		     "	xorl %[err], %[err]\n"				\
+		     "	xorl %[failed], %[failed]\n"			\
 		     "2:\n"						\
-		     _ASM_EXTABLE_TYPE(1b, 2b, EX_TYPE_DEFAULT_MCE_SAFE) \
-		     : [old] "+&a" (__old), [ok] "+&q" (ok), [err] "+&r" (err) \
+		     _ASM_EXTABLE_TYPE(1b, 2b, EX_TYPE_FAULT_MCE_SAFE)	\
+		     : "+&a" (__rax), [ok] "+&q" (ok), [failed] "+&r" (failed) \
 		     : [ptr] "r" (ptr), [new] "q" (__new)		\
 		     : "memory", "cc");					\
-	*(type *)old = __old;						\
+	if (failed)							\
+		*trapnr = __rax;					\
+	else								\
+		*(type *)old = __rax;					\
 })
 
-static __always_inline int unmapped_window_do_cmpxchg(void *ptr, void *old,
-						      const void *new,
-						      unsigned int size)
+/* Return: whether it was exchanged; *@trapnr is 0, or the number of an exception. */
+static __always_inline bool unmapped_window_do_cmpxchg(void *ptr, void *old,
+						       const void *new,
+						       unsigned int size,
+						       unsigned long *trapnr)
 {
-	int err = -EHWPOISON;
+	int failed = 1;
 	u8 ok = 0;
 
+	*trapnr = 0;
 	lass_stac();
 	switch (size) {
 	case 1:
@@ -317,15 +345,16 @@ static __always_inline int unmapped_window_do_cmpxchg(void *ptr, void *old,
 	}
 	lass_clac();
 
-	return err ?: !ok;
+	return ok;
 }
 
 int unmapped_page_cmpxchg(struct page *page, unsigned int off, void *old,
 			  const void *new, unsigned int size)
 {
 	struct unmapped_window_state s;
+	unsigned long trapnr;
+	bool done;
 	void *p;
-	int ret;
 
 	if (!unmapped_window_range_ok(off, size))
 		return -EINVAL;
@@ -337,10 +366,12 @@ int unmapped_page_cmpxchg(struct page *page, unsigned int off, void *old,
 		return -EINVAL;
 
 	p = unmapped_window_open(&s, page, PAGE_KERNEL);
-	ret = unmapped_window_do_cmpxchg(p + off, old, new, size);
+	done = unmapped_window_do_cmpxchg(p + off, old, new, size, &trapnr);
 	unmapped_window_close(&s);
+	if (trapnr)
+		return unmapped_window_report(page, unmapped_window_error(trapnr));
 
-	return unmapped_window_report(page, ret);
+	return !done;
 }
 EXPORT_SYMBOL_FOR_KVM(unmapped_page_cmpxchg);
 
