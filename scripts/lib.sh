@@ -13,6 +13,12 @@ die()  { printf 'error: %s\n' "$*" >&2; exit 1; }
 
 [[ $TOP != *[[:space:]:]* ]] || die "the path $TOP has a blank or a colon, which Linux cannot be built in: move it."
 
+# For kernels with KASAN.  identify_cpu() forgets for a moment that there are page
+# tables of five levels, and KASAN then takes the direct map for wild memory, if an
+# interrupt comes in between.
+# shellcheck disable=SC2034 # for others
+KASAN_BOOT=no5lvl
+
 # need PROGRAM...: stop if one is not installed.
 need() {
 	local p
