@@ -15,7 +15,8 @@
  * entry of the direct map, where that has a larger size than the page.  For users
  * of <linux/mm.h>.
  */
-#define UNMAPPED_BLOCK_ORDER	min_t(unsigned int, PMD_ORDER, MAX_PAGE_ORDER)
+#define UNMAPPED_BLOCK_ORDER	MIN(PMD_ORDER, MAX_PAGE_ORDER)
+#define UNMAPPED_BLOCK_PAGES	(1U << UNMAPPED_BLOCK_ORDER)
 
 struct mempolicy;
 struct page;
@@ -48,6 +49,9 @@ void unmapped_pool_put(struct unmapped_pool *pool);
 struct page *unmapped_pool_alloc(struct unmapped_pool *pool, u64 gfn,
 				 pgoff_t index, bool whole,
 				 struct mempolicy *pol, pgoff_t ilx, gfp_t gfp);
+struct page *unmapped_pool_alloc_home(struct unmapped_pool *pool, u64 gfn,
+				      pgoff_t index, struct mempolicy *pol,
+				      pgoff_t ilx, gfp_t gfp, unsigned long *taken);
 void unmapped_pool_free(struct unmapped_pool *pool, struct page *page);
 void unmapped_pool_free_clean(struct unmapped_pool *pool, struct page *page);
 

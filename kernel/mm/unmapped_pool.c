@@ -37,8 +37,8 @@
  *
  * A home block belongs to one naturally aligned range of gfns, the page for
  * each gfn being at the offset that the gfn has in the range.  So the range can
- * be mapped by one large entry on the side of the owner.  KVM doesn't do that
- * yet, but a page can't be moved to where that would need it once it is in use.
+ * be mapped by one large entry on the side of the owner, as long as all of it is
+ * what the owner has for these gfns: only the owner knows that.
  *
  * Invariants:
  *
@@ -859,6 +859,22 @@ static struct unmapped_block *reuse_idle_block(struct unmapped_pool *pool, u64 g
 	return NULL;
 }
 
+/*
+ * The home block of @gfn, if there is one or an idle block can become one.  Where
+ * so many pages wait to be used that the memory would be missed, none is made.
+ */
+static struct unmapped_block *get_home(struct unmapped_pool *pool, u64 gfn,
+				       struct mempolicy *pol)
+{
+	struct unmapped_block *b = find_home(pool, gfn);
+
+	if (b)
+		return b;
+	if (pool->nr_loose >= 2 << UNMAPPED_BLOCK_ORDER)
+		return ERR_PTR(-EBUSY);
+	return reuse_idle_block(pool, gfn, pol, true);
+}
+
 static struct page *try_alloc(struct unmapped_pool *pool, u64 gfn, pgoff_t index,
 			      bool whole, struct mempolicy *pol)
 {
@@ -866,19 +882,15 @@ static struct page *try_alloc(struct unmapped_pool *pool, u64 gfn, pgoff_t index
 	struct unmapped_block *b;
 	struct page *page;
 
-	b = find_home(pool, gfn);
-	if (!b && whole) {
-		/*
-		 * Pages that were shared and came back fit any gfn, but a home
-		 * block is better; until they are so many that the memory would
-		 * be missed.
-		 */
-		if (pool->nr_loose >= 2 << UNMAPPED_BLOCK_ORDER)
-			return take_free_page(pool, index, pol, true);
-		b = reuse_idle_block(pool, gfn, pol, true);
-		if (!b)
-			return NULL;
-	}
+	b = whole ? get_home(pool, gfn, pol) : find_home(pool, gfn);
+	/*
+	 * Pages that were shared and came back fit any gfn, but a home block is
+	 * better; until they are many.
+	 */
+	if (IS_ERR(b))
+		return take_free_page(pool, index, pol, true);
+	if (!b && whole)
+		return NULL;
 	/* A page that was given back is right for its own gfn all the same. */
 	if (b && (b->state[i] == UNMAPPED_RESERVED || b->state[i] == UNMAPPED_FREE))
 		return take_page(b, i, index);
@@ -1011,6 +1023,71 @@ again:
 	return page ?: ERR_PTR(ret ?: -ENOMEM);
 }
 EXPORT_SYMBOL_FOR_KVM(unmapped_pool_alloc);
+
+/**
+ * unmapped_pool_alloc_home - get all pages of a range that it has not yet
+ * @pool: the pool
+ * @gfn: the first of a naturally aligned range of block size, all of one kind
+ * @index: the owner's name for the first page; the others have the next ones
+ * @pol: NUMA policy or NULL
+ * @ilx: interleave index for @pol
+ * @gfp: as for unmapped_pool_alloc()
+ * @taken: a bitmap of %UNMAPPED_BLOCK_PAGES bits, set for each page of the home
+ *	block that the caller has now, and has to give back one by one
+ *
+ * What of the home block is in use, for its own gfn or another one, stays so.
+ *
+ * Context: as for unmapped_pool_alloc().
+ *
+ * Return: the first page of the home block; or NULL if there is none, and pages
+ * are to be had one by one only.
+ */
+struct page *unmapped_pool_alloc_home(struct unmapped_pool *pool, u64 gfn,
+				      pgoff_t index, struct mempolicy *pol,
+				      pgoff_t ilx, gfp_t gfp, unsigned long *taken)
+{
+	struct unmapped_block *b;
+	unsigned int i;
+
+	might_sleep();
+	bitmap_zero(taken, UNMAPPED_BLOCK_PAGES);
+
+	mutex_lock(&pool->lock);
+	b = get_home(pool, gfn, pol);
+	if (!b) {
+		mutex_unlock(&pool->lock);
+		guard(mutex)(&pool->grow_lock);
+		mutex_lock(&pool->lock);
+		b = get_home(pool, gfn, pol);
+		if (!b) {
+			mutex_unlock(&pool->lock);
+			if (grow_pool(pool, gfn, pol, ilx, gfp))
+				return NULL;
+			mutex_lock(&pool->lock);
+			/* Not if it is broken, or the shrinker was faster. */
+			b = find_home(pool, gfn);
+		}
+	}
+	if (IS_ERR_OR_NULL(b)) {
+		mutex_unlock(&pool->lock);
+		return NULL;
+	}
+
+	block_begin(b);
+	for (i = 0; i < UNMAPPED_BLOCK_PAGES; i++) {
+		if (b->state[i] != UNMAPPED_RESERVED && b->state[i] != UNMAPPED_FREE)
+			continue;
+		VM_WARN_ON_ONCE(kernel_page_present(block_page(b, i)));
+		set_page_state(b, i, UNMAPPED_USED);
+		set_page_private(block_page(b, i), index + i);
+		__set_bit(i, taken);
+	}
+	block_end(b);
+	mutex_unlock(&pool->lock);
+
+	return block_page(b, 0);
+}
+EXPORT_SYMBOL_FOR_KVM(unmapped_pool_alloc_home);
 
 static struct unmapped_block *lookup_block(unsigned long pfn)
 {

@@ -9,6 +9,7 @@
 #include <kunit/static_stub.h>
 #include <kunit/test.h>
 #include <kunit/test-bug.h>
+#include <linux/bitmap.h>
 #include <linux/bits.h>
 #include <linux/completion.h>
 #include <linux/cpumask.h>
@@ -693,6 +694,70 @@ static struct page *up_alloc_limited(struct mempolicy *pol, pgoff_t ilx, gfp_t g
 	return page;
 }
 
+static void up_test_alloc_home(struct kunit *test)
+{
+	struct up_test *t = test->priv;
+	unsigned long *taken = kunit_kcalloc(test, BITS_TO_LONGS(BLOCK_PAGES),
+					     sizeof(long), GFP_KERNEL);
+	struct page *a, *b, *first, *other;
+	unsigned int i;
+
+	KUNIT_ASSERT_NOT_NULL(test, taken);
+	a = up_alloc(test, GFN(0) + 3, true);
+	up_need_large(test, &a, 1);
+	b = up_alloc(test, GFN(0) + 4, true);
+	unmapped_pool_free(t->pool, b);
+
+	/* What is not in use, zero, by the names that follow each other. */
+	first = unmapped_pool_alloc_home(t->pool, GFN(0), 1000, NULL, 0, GFP_KERNEL,
+					 taken);
+	KUNIT_ASSERT_PTR_EQ(test, first, a - 3);
+	KUNIT_EXPECT_EQ(test, bitmap_weight(taken, BLOCK_PAGES), BLOCK_PAGES - 1);
+	KUNIT_EXPECT_FALSE(test, test_bit(3, taken));
+	KUNIT_EXPECT_EQ(test, page_private(a), GFN(0) + 3);
+	for_each_set_bit(i, taken, BLOCK_PAGES) {
+		KUNIT_ASSERT_EQ(test, page_private(first + i), 1000 + i);
+		KUNIT_ASSERT_TRUE(test, up_is_zero(first + i));
+	}
+	KUNIT_EXPECT_EQ(test, up_bytes(test), PAGE_SIZE * BLOCK_PAGES);
+
+	/* Nothing is handed out twice. */
+	other = unmapped_pool_alloc_home(t->pool, GFN(0), 1000, NULL, 0, GFP_KERNEL,
+					 taken);
+	KUNIT_EXPECT_PTR_EQ(test, other, first);
+	KUNIT_EXPECT_TRUE(test, bitmap_empty(taken, BLOCK_PAGES));
+
+	/* Another range has a block of its own, an idle one if there is any. */
+	for (i = 0; i < BLOCK_PAGES; i++)
+		unmapped_pool_free(t->pool, first + i);
+	other = unmapped_pool_alloc_home(t->pool, GFN(1), 0, NULL, 0, GFP_KERNEL, taken);
+	KUNIT_EXPECT_PTR_EQ(test, other, first);
+	KUNIT_EXPECT_TRUE(test, bitmap_full(taken, BLOCK_PAGES));
+	other = unmapped_pool_alloc_home(t->pool, GFN(2), 0, NULL, 0, GFP_KERNEL, taken);
+	if (other) {
+		KUNIT_EXPECT_PTR_NE(test, other, first);
+		KUNIT_EXPECT_TRUE(test, bitmap_full(taken, BLOCK_PAGES));
+		for (i = 0; i < BLOCK_PAGES; i++)
+			unmapped_pool_free(t->pool, other + i);
+	}
+
+	for (i = 0; i < BLOCK_PAGES; i++)
+		unmapped_pool_free(t->pool, first + i);
+	up_put(test);
+
+	/* There is none. */
+	t->pool = unmapped_pool_create(OWNER, NULL, NULL);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(t->pool));
+	t->max_order = 3;
+	kunit_activate_static_stub(test, unmapped_alloc_order, up_alloc_limited);
+	other = unmapped_pool_alloc_home(t->pool, GFN(0), 0, NULL, 0, GFP_KERNEL, taken);
+	kunit_deactivate_static_stub(test, unmapped_alloc_order);
+	KUNIT_EXPECT_NULL(test, other);
+	KUNIT_EXPECT_TRUE(test, bitmap_empty(taken, BLOCK_PAGES));
+	KUNIT_EXPECT_EQ(test, up_bytes(test), 0);
+	up_put_and_expect_nothing(test);
+}
+
 static void up_test_fallback(struct kunit *test)
 {
 	struct up_test *t = test->priv;
@@ -1073,6 +1138,7 @@ static struct kunit_case up_cases[] = {
 	KUNIT_CASE_SLOW(up_test_quarantine_put),
 	KUNIT_CASE(up_test_free_after_put),
 	KUNIT_CASE(up_test_home),
+	KUNIT_CASE(up_test_alloc_home),
 #if defined(CONFIG_PROC_FS) && defined(CONFIG_X86)
 	KUNIT_CASE(up_test_large_entries),
 #endif

@@ -31,8 +31,9 @@
  *	      kvm->srcu			(read)
  *	        mmap_lock		a fault of userspace's
  *	          invalidate_lock	of the inode
- *	            pool->grow_lock	see mm/unmapped_pool.c
- *	              pool->lock
+ *	            fill_lock		of a block of the inode
+ *	              pool->grow_lock	see mm/unmapped_pool.c
+ *	                pool->lock
  *	            folio lock, then i_mmap_rwsem
  *	            kvm->mmu_lock
  *	            acct_lock		kvm_protmem_inode; innermost
@@ -76,7 +77,7 @@
 				 GUEST_MEMFD_FLAG_INIT_SHARED)
 
 /* The gfns for which the pool can set a block aside. */
-#define PROTMEM_BLOCK_PAGES	BIT(UNMAPPED_BLOCK_ORDER)
+#define PROTMEM_BLOCK_PAGES	((pgoff_t)UNMAPPED_BLOCK_PAGES)
 
 static bool protmem_all_private(struct kvm_protmem_inode *pi, pgoff_t first,
 				pgoff_t last)
@@ -302,6 +303,93 @@ static struct page *protmem_alloc_page(struct kvm_protmem_inode *pi,
 	return page;
 }
 
+/*
+ * Populates all of the block around @index, which is uniform, as far as it has a
+ * home block: the memory is there anyway, and complete it can be mapped by one
+ * entry.  The caller holds the invalidate_lock shared or exclusive, so that the
+ * block stays uniform.  On an error some of it, or nothing, is populated.
+ */
+static void protmem_fill_block(struct kvm_protmem_inode *pi, pgoff_t index,
+			       gfn_t gfn)
+{
+	pgoff_t first = index - (gfn & (PROTMEM_BLOCK_PAGES - 1));
+	DECLARE_BITMAP(taken, UNMAPPED_BLOCK_PAGES);
+	struct mempolicy *policy;
+	struct page *page;
+	unsigned int i;
+	long nr = 0;
+	int r = 0;
+
+	gfn = ALIGN_DOWN(gfn, PROTMEM_BLOCK_PAGES);
+
+	/* Two vCPUs that fault at once: the second finds what the first did. */
+	guard(mutex)(&pi->fill_lock[(gfn >> UNMAPPED_BLOCK_ORDER) %
+				    ARRAY_SIZE(pi->fill_lock)]);
+	if (xa_load(&pi->pages, index))
+		return;
+
+	policy = mpol_shared_policy_lookup(&GMEM_I(pi->inode)->policy, first);
+	page = unmapped_pool_alloc_home(pi->pool, gfn, first, policy, first,
+					GFP_KERNEL_ACCOUNT, taken);
+	mpol_cond_put(policy);
+
+	for_each_set_bit(i, taken, UNMAPPED_BLOCK_PAGES) {
+		if (!r)
+			/* Not there, or with a page of elsewhere. */
+			r = xa_insert(&pi->pages, first + i, page + i,
+				      GFP_KERNEL_ACCOUNT);
+		if (!r) {
+			nr++;
+			continue;
+		}
+		unmapped_pool_free_clean(pi->pool, page + i);
+		if (r == -EBUSY)
+			r = 0;
+	}
+
+	protmem_account_pool(pi, nr);
+}
+
+/*
+ * Can the block around @index, with @page for @gfn there, be mapped by one entry?
+ * Yes if all of its pages are what this inode has for its gfns, one after the
+ * other, whatever the pool thinks of them, and are sound.
+ *
+ * The caller holds the invalidate_lock, and by the time that it makes the entry
+ * has seen that nothing was invalidated since: kvm_gmem_invalidate_start() has the
+ * whole block in its range if it changes a page of it.
+ */
+static unsigned int protmem_max_order(struct kvm_protmem_inode *pi, pgoff_t index,
+				      gfn_t gfn, struct page *page)
+{
+	pgoff_t off = gfn & (PROTMEM_BLOCK_PAGES - 1), i;
+	XA_STATE(xas, &pi->pages, index - off);
+
+	if ((page_to_pfn(page) & (PROTMEM_BLOCK_PAGES - 1)) != off ||
+	    !protmem_block_uniform(pi, index, gfn, index, index + 1))
+		return 0;
+
+	page -= off;
+
+	guard(rcu)();
+	for (i = 0; i < PROTMEM_BLOCK_PAGES; i++) {
+		struct page *found;
+
+		do {
+			found = i ? xas_next(&xas) : xas_load(&xas);
+		} while (xas_retry(&xas, found));
+		if (found != page + i)
+			return 0;
+	}
+	if (READ_ONCE(pi->broken)) {
+		for (i = 0; i < PROTMEM_BLOCK_PAGES; i++)
+			if (PageHWPoison(page + i))
+				return 0;
+	}
+
+	return UNMAPPED_BLOCK_ORDER;
+}
+
 /**
  * kvm_protmem_pool_page - the page with the contents of a private or hidden index
  * @pi: the inode.
@@ -318,6 +406,7 @@ struct page *kvm_protmem_pool_page(struct kvm_protmem_inode *pi,
 				   pgoff_t index)
 {
 	struct page *page, *other;
+	bool uniform;
 	gfn_t gfn;
 
 	lockdep_assert_held(&pi->inode->i_mapping->invalidate_lock);
@@ -327,9 +416,14 @@ struct page *kvm_protmem_pool_page(struct kvm_protmem_inode *pi,
 		goto found;
 
 	gfn = protmem_gfn(pi, index);
-	page = protmem_alloc_page(pi, index, gfn,
-				  protmem_block_uniform(pi, index, gfn, index,
-							index + 1));
+	uniform = protmem_block_uniform(pi, index, gfn, index, index + 1);
+	if (uniform) {
+		protmem_fill_block(pi, index, gfn);
+		page = xa_load(&pi->pages, index);
+		if (page)
+			goto filled;
+	}
+	page = protmem_alloc_page(pi, index, gfn, uniform);
 	if (IS_ERR(page))
 		return page;
 
@@ -339,11 +433,11 @@ struct page *kvm_protmem_pool_page(struct kvm_protmem_inode *pi,
 		unmapped_pool_free_clean(pi->pool, page);
 	else
 		protmem_account_pool(pi, 1);
+	page = xa_is_err(other) ? ERR_PTR(xa_err(other)) : other ?: page;
+filled:
 	protmem_account_blocks(pi);
-	if (xa_is_err(other))
-		return ERR_PTR(xa_err(other));
-	page = other ?: page;
-
+	if (IS_ERR(page))
+		return page;
 found:
 	return PageHWPoison(page) ? ERR_PTR(-EHWPOISON) : page;
 }
@@ -394,6 +488,8 @@ struct folio *kvm_protmem_shared_folio(struct kvm_protmem_inode *pi,
  * @page: set to the page if a reference to it was taken, else to NULL: a
  *	page of the pool needs none, as it can't go away without an invalidation
  *	that the caller will notice.
+ * @max_order: set to the order of the naturally aligned range around @gfn that
+ *	has pfns as consecutive as its gfns, and may be mapped by one entry.
  *
  * The caller holds kvm->srcu.  May sleep.
  *
@@ -401,7 +497,8 @@ struct folio *kvm_protmem_shared_folio(struct kvm_protmem_inode *pi,
  * -EHWPOISON.
  */
 int kvm_protmem_get_pfn(struct file *file, struct kvm_memory_slot *slot,
-			gfn_t gfn, kvm_pfn_t *pfn, struct page **page)
+			gfn_t gfn, kvm_pfn_t *pfn, struct page **page,
+			int *max_order)
 {
 	struct inode *inode = file_inode(file);
 	struct kvm_protmem_inode *pi = kvm_protmem(inode);
@@ -410,6 +507,7 @@ int kvm_protmem_get_pfn(struct file *file, struct kvm_memory_slot *slot,
 	struct folio *folio;
 
 	*page = NULL;
+	*max_order = 0;
 
 	guard(rwsem_read)(&inode->i_mapping->invalidate_lock);
 
@@ -425,6 +523,7 @@ int kvm_protmem_get_pfn(struct file *file, struct kvm_memory_slot *slot,
 			return PTR_ERR(unmapped);
 
 		*pfn = page_to_pfn(unmapped);
+		*max_order = protmem_max_order(pi, index, gfn, unmapped);
 		return 0;
 	}
 
@@ -642,12 +741,13 @@ static int protmem_make_private(struct kvm_protmem_inode *pi, pgoff_t *pos,
 	struct address_space *mapping = pi->inode->i_mapping;
 	struct protmem_batch b = {}, now = {};
 	bool private, used[PROTMEM_BATCH] = {};
-	pgoff_t start = *pos, zapped;
+	pgoff_t start = *pos, run, zapped;
 	unsigned int i, j;
 	int r = 0;
 
 	filemap_invalidate_lock_shared(mapping);
 	end = protmem_run_end(pi, start, end, &private);
+	run = end;
 	/*
 	 * Nothing to do, but a guest must not be told so of a slot that is
 	 * leaving: see kvm_protmem_slot_leave().
@@ -662,8 +762,9 @@ static int protmem_make_private(struct kvm_protmem_inode *pi, pgoff_t *pos,
 		protmem_collect_shared(pi, &b, start, &end);
 	for (i = 0; i < b.nr; i++) {
 		gfn_t gfn = protmem_gfn(pi, b.index[i]);
+		/* The next batches are going to become private, too. */
 		bool uniform = protmem_block_uniform(pi, b.index[i], gfn,
-						     start, end);
+						     start, run);
 
 		filemap_invalidate_unlock_shared(mapping);
 		b.page[i] = protmem_alloc_page(pi, b.index[i], gfn, uniform);
@@ -1240,6 +1341,8 @@ static void protmem_memory_failure(void *priv, pgoff_t index, struct page *page)
 	 */
 	filemap_invalidate_lock(mapping);
 	if (xa_load(&pi->pages, index) == page) {
+		/* No large entry that the next fault makes may have it. */
+		WRITE_ONCE(pi->broken, true);
 		kvm_gmem_invalidate_start(pi->inode, index, index + 1);
 		if (pi->hidden)
 			unmap_mapping_pages(mapping, index, 1, false);
@@ -1272,6 +1375,7 @@ int kvm_protmem_create(struct inode *inode, struct kvm *kvm)
 	u64 flags = GMEM_I(inode)->flags;
 	struct kvm_protmem_inode *pi;
 	struct unmapped_pool *pool;
+	unsigned int i;
 
 	if (flags & GUEST_MEMFD_FLAG_NO_DIRECT_MAP) {
 		guard(mutex)(&kvm->lock);
@@ -1307,6 +1411,8 @@ int kvm_protmem_create(struct inode *inode, struct kvm *kvm)
 	mt_init_flags(&pi->gfns, MT_FLAGS_LOCK_EXTERN);
 	mt_set_external_lock(&pi->gfns, &inode->i_mapping->invalidate_lock);
 	spin_lock_init(&pi->acct_lock);
+	for (i = 0; i < ARRAY_SIZE(pi->fill_lock); i++)
+		mutex_init(&pi->fill_lock[i]);
 	INIT_LIST_HEAD(&pi->entry);
 
 	/*

@@ -8,6 +8,7 @@
 
 #include <linux/kvm_host.h>
 #include <linux/maple_tree.h>
+#include <linux/mutex.h>
 #include <linux/spinlock.h>
 #include <linux/xarray.h>
 
@@ -34,6 +35,9 @@ struct unmapped_pool;
  *	page has a kernel alias, but userspace maps them.
  * @may_hide: may be, or become, @hidden; fixed when the inode is made.
  * @nr_pool: how many pages @pages has.
+ * @broken: a page of it has, or had, a memory error.
+ * @fill_lock: held by who populates a block as a whole, one of them by its gfn;
+ *	nothing is protected by it, but none is to fill what another one does.
  * @acct_lock: protects @acct_bytes, innermost.
  * @acct_bytes: what of @pool the statistics of @kvm contain.
  * @entry: in kvm_protmem.inodes, protected by slots_lock.
@@ -41,7 +45,8 @@ struct unmapped_pool;
  * The inode's invalidate_lock is held shared to read @state and @gfns and to add
  * to @pages, exclusive to change anything else.  Without it: @inode, @pool and
  * @may_hide don't change, @nr_pool is atomic, @acct_bytes and @entry have locks
- * of their own, and @convertible is read by those who can live with the past.
+ * of their own, and @convertible and @broken are read by those who can live with
+ * the past.
  */
 struct kvm_protmem_inode {
 	struct inode *inode;
@@ -55,6 +60,8 @@ struct kvm_protmem_inode {
 	bool convertible;
 	bool hidden;
 	bool may_hide;
+	bool broken;
+	struct mutex fill_lock[8];
 	atomic_long_t nr_pool;
 	spinlock_t acct_lock;	/* acct_bytes */
 	u64 acct_bytes;
@@ -84,7 +91,8 @@ void kvm_protmem_destroy(struct inode *inode);
 int kvm_protmem_check_bind(struct inode *inode, struct kvm_memory_slot *slot);
 int kvm_protmem_bind(struct inode *inode, struct kvm_memory_slot *slot);
 int kvm_protmem_get_pfn(struct file *file, struct kvm_memory_slot *slot,
-			gfn_t gfn, kvm_pfn_t *pfn, struct page **page);
+			gfn_t gfn, kvm_pfn_t *pfn, struct page **page,
+			int *max_order);
 void kvm_protmem_mmap(struct inode *inode, struct vm_area_struct *vma);
 vm_fault_t kvm_protmem_fault_user_mapping(struct vm_fault *vmf);
 long kvm_protmem_punch_hole(struct inode *inode, pgoff_t start, pgoff_t end);

@@ -924,7 +924,7 @@ TEST(kvm_set_sregs_pdptrs)
 	EXPECT_EQ(secret, protmem_call(&p, 0, guest_read64, 0x40000000));
 
 	/* It was refused as a whole: the vCPU goes on as it was. */
-	EXPECT_EQ(0, memcmp(&before, &sregs, sizeof(before)));
+	ASSERT_EQ(0, memcmp(&before, &sregs, sizeof(before)));
 	EXPECT_EQ(7, protmem_call(&p, 1, guest_nop, 7));
 	protmem_vm_free(&p);
 }

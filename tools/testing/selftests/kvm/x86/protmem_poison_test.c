@@ -66,15 +66,21 @@ static bool is_free(u64 pfn)
 static u64 traced_pfn(u64 gpa)
 {
 	FILE *f = fopen(PROTMEM_TRACE, "r");
-	u64 gfn, spte, pfn = 0;
-	char line[512], *s;
+	u64 gfn, spte, pages, pfn = 0;
+	char line[512], *s, *l;
+	int level;
 
 	TEST_ASSERT(f, "no " PROTMEM_TRACE);
 	while (fgets(line, sizeof(line), f)) {
 		s = strstr(line, "kvm_mmu_set_spte: ");
-		if (s && sscanf(s, "kvm_mmu_set_spte: gfn %lx spte %lx", &gfn,
-				&spte) == 2 && gfn == gpa / PAGE_SIZE)
-			pfn = (spte & GENMASK_ULL(51, 12)) >> 12;
+		l = s ? strstr(s, " level ") : NULL;
+		if (!l || sscanf(s, "kvm_mmu_set_spte: gfn %lx spte %lx", &gfn,
+				 &spte) != 2 || sscanf(l, " level %d", &level) != 1)
+			continue;
+		pages = 1ull << (9 * (level - 1));
+		gfn &= ~(pages - 1);
+		if (gpa / PAGE_SIZE - gfn < pages)
+			pfn = ((spte & GENMASK_ULL(51, 12)) >> 12) + gpa / PAGE_SIZE - gfn;
 	}
 	fclose(f);
 	TEST_ASSERT(pfn, "gpa %lx was not mapped", gpa);
@@ -216,6 +222,41 @@ TEST_F(poison, private_page)
 	EXPECT_FALSE(is_poisoned(self->pfn[4]));
 }
 
+/* Of a block that the guest has by one entry, and then by one without the page. */
+static void large_block(FIXTURE_DATA(poison) *self, u64 caps)
+{
+	struct protmem_vm *p = &self->p;
+	u64 gpa = GPA + 3 * PAGE_SIZE, large;
+	int i;
+
+	create(self, caps);
+	large = vm_get_stat(p->vm, pages_2m);
+	TEST_ASSERT(large, "no block was to be had");
+	TEST_ASSERT_EQ(inject(self->pfn[3]), 0);
+	TEST_ASSERT_EQ(vm_get_stat(p->vm, pages_2m), large - 1);
+
+	for (i = 0; i < 2; i++) {
+		TEST_ASSERT_EQ(check_others(p, 3), 0);
+		TEST_ASSERT_EQ(protmem_call(p, 0, guest_check_zero, GPA + NR * PAGE_SIZE,
+					    SZ_2M - NR * PAGE_SIZE), 0);
+		TEST_ASSERT_EQ(failing_call(p, guest_write64, gpa, 1, 0), EHWPOISON);
+		TEST_ASSERT_EQ(vm_get_stat(p->vm, pages_2m), large - 1);
+	}
+
+	protmem_vm_free(p);
+	TEST_ASSERT_EQ(pages_lost(self), 1);
+}
+
+TEST_F(poison, large_private_block)
+{
+	large_block(self, PROTMEM_CAPS);
+}
+
+TEST_F(poison, large_hidden_block)
+{
+	large_block(self, PROTMEM_CAPS_HIDE);
+}
+
 /* The VM dies without having noticed. */
 TEST_F(poison, private_page_unnoticed)
 {
@@ -232,10 +273,20 @@ TEST_F(poison, private_page_unnoticed)
 /* A page of a block that is kept for its gfn, which the guest has not touched. */
 TEST_F(poison, reserved_page)
 {
+	struct protmem_opts opts = { .caps = PROTMEM_CAPS };
 	u64 pfn, gpa = GPA + NR * PAGE_SIZE;
 	struct protmem_vm *p = &self->p;
+	int i;
 
-	create(self, PROTMEM_CAPS);
+	/* What has contents when it is converted gets a page each, not the rest. */
+	protmem_vm_create(p, &opts);
+	protmem_call(p, 0, guest_fill, GPA, NR * PAGE_SIZE, SEED);
+	ASSERT_EQ(0, protmem_make_private(p, GPA, PROTMEM_SIZE));
+	ASSERT_EQ(NR * PAGE_SIZE, vm_get_stat(p->vm, protmem_private_bytes));
+	TEST_ASSERT_EQ(protmem_trace_start(TRACE_EVENT), 0);
+	ASSERT_EQ(0, check_others(p, -1));
+	for (i = 0; i < NR; i++)
+		self->pfn[i] = traced_pfn(GPA + i * PAGE_SIZE);
 	/* Else the block has been too small for a home. */
 	ASSERT_EQ(self->pfn[0] + NR - 1, self->pfn[NR - 1]);
 	pfn = self->pfn[NR - 1] + 1;

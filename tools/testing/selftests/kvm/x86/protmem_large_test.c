@@ -1,0 +1,473 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Large mappings of protected memory in the second stage: when a block is mapped
+ * by one entry, and that this never maps a page that is not, or no longer, the
+ * guest's at that place.
+ */
+#include <fcntl.h>
+#include <pthread.h>
+
+#include "kselftest_harness.h"
+#include "kvm_syscalls.h"
+#include "protmem.h"
+
+#define GPA		PROTMEM_GPA
+#define BLOCK		SZ_2M
+#define NR_BLOCKS	4
+#define SIZE		(NR_BLOCKS * BLOCK)
+#define SEED		0x1a46e
+
+/*
+ * The slot has all of its blocks in the guest_memfd from @offset on: what the
+ * VMM chooses there, and for its own mapping, is none of the guest's business.
+ */
+struct layout {
+	u64 caps;
+	u64 offset;
+};
+
+static const struct layout private_aligned = { PROTMEM_CAPS, 0 };
+static const struct layout private_misaligned = { PROTMEM_CAPS, 3 * PAGE_SIZE };
+static const struct layout hidden_aligned = { PROTMEM_CAPS_HIDE, 0 };
+static const struct layout hidden_misaligned = { PROTMEM_CAPS_HIDE, BLOCK - PAGE_SIZE };
+
+FIXTURE(large) {
+	struct protmem_vm p;
+	const struct layout *l;
+	s64 before;
+	u64 large;
+};
+
+FIXTURE_VARIANT(large) {
+	const struct layout *l;
+};
+
+FIXTURE_VARIANT_ADD(large, private) { .l = &private_aligned };
+FIXTURE_VARIANT_ADD(large, private_misaligned) { .l = &private_misaligned };
+FIXTURE_VARIANT_ADD(large, hidden) { .l = &hidden_aligned };
+FIXTURE_VARIANT_ADD(large, hidden_misaligned) { .l = &hidden_misaligned };
+
+static void set_up(FIXTURE_DATA(large) *self, const struct layout *l)
+{
+	struct protmem_opts opts = {
+		.caps = l->caps,
+		.size = SIZE + BLOCK,
+		.nr_vcpus = 2,
+		.no_slot = true,
+	};
+	struct protmem_vm *p = &self->p;
+
+	self->l = l;
+	self->before = protmem_off_direct_map();
+	protmem_vm_create(p, &opts);
+	TEST_ASSERT(!protmem_set_slot(p, PROTMEM_SLOT, GPA, SIZE, l->offset),
+		    "no slot at offset %#lx", l->offset);
+
+	/* All that the guest runs, and none of it in the slot. */
+	protmem_call(p, 0, guest_nop);
+	protmem_call(p, 1, guest_nop);
+	self->large = vm_get_stat(p->vm, pages_2m);
+}
+
+FIXTURE_SETUP(large)
+{
+	set_up(self, variant->l);
+}
+
+FIXTURE_TEARDOWN(large)
+{
+	protmem_vm_free(&self->p);
+	EXPECT_EQ(self->before, protmem_wait_off_direct_map(self->before));
+}
+
+/* The same for what only private memory has. */
+FIXTURE(convertible) {
+	FIXTURE_DATA(large) d;
+};
+
+FIXTURE_VARIANT(convertible) {
+	const struct layout *l;
+};
+
+FIXTURE_VARIANT_ADD(convertible, aligned) { .l = &private_aligned };
+FIXTURE_VARIANT_ADD(convertible, misaligned) { .l = &private_misaligned };
+
+FIXTURE_SETUP(convertible)
+{
+	set_up(&self->d, variant->l);
+}
+
+FIXTURE_TEARDOWN(convertible)
+{
+	protmem_vm_free(&self->d.p);
+	EXPECT_EQ(self->d.before, protmem_wait_off_direct_map(self->d.before));
+}
+
+static bool is_private(const struct layout *l)
+{
+	return l->caps & KVM_PROTMEM_USER;
+}
+
+static u8 *hva(FIXTURE_DATA(large) *d, u64 gpa)
+{
+	return d->p.mem + d->l->offset + (gpa - GPA);
+}
+
+/* By the VMM, so that it can also take it back. */
+static int set_state(FIXTURE_DATA(large) *d, u64 gpa, u64 size, bool private)
+{
+	if (!is_private(d->l))
+		return 0;
+	return protmem_set_attr(d->p.gmem, d->l->offset + (gpa - GPA), size,
+				private ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0,
+				KVM_SET_MEMORY_ATTRIBUTES2_PRESERVE, NULL);
+}
+
+static bool refused(const u8 *mem)
+{
+	u64 val;
+
+	return protmem_try_read(mem, &val);
+}
+
+#define EXPECT_LARGE(n)	\
+	EXPECT_EQ(d->large + (n), vm_get_stat(d->p.vm, pages_2m))
+
+TEST_F(large, first_touch)
+{
+	FIXTURE_DATA(large) *d = self;
+	struct protmem_vm *p = &d->p;
+	int i;
+
+	ASSERT_EQ(0, set_state(d, GPA, SIZE, true));
+	EXPECT_EQ(0, vm_get_stat(p->vm, protmem_private_bytes));
+
+	/* Wherever in the block it is. */
+	for (i = 0; i < NR_BLOCKS; i++) {
+		protmem_call(p, i & 1, guest_write64,
+			     GPA + i * BLOCK + i * 100 * PAGE_SIZE, i + 1);
+		EXPECT_LARGE(i + 1);
+		EXPECT_EQ((i + 1) * BLOCK, vm_get_stat(p->vm, protmem_private_bytes));
+		EXPECT_EQ((i + 1) * BLOCK, vm_get_stat(p->vm, protmem_block_bytes));
+	}
+	for (i = 0; i < NR_BLOCKS; i++) {
+		EXPECT_EQ(i + 1, protmem_call(p, 0, guest_read64,
+					      GPA + i * BLOCK + i * 100 * PAGE_SIZE));
+		protmem_call(p, 0, guest_write64,
+			     GPA + i * BLOCK + i * 100 * PAGE_SIZE, 0);
+	}
+	EXPECT_EQ(0, protmem_call(p, 1, guest_check_zero, GPA, SIZE));
+	protmem_call(p, 0, guest_fill, GPA, SIZE, SEED);
+	EXPECT_EQ(0, protmem_call(p, 1, guest_check, GPA, SIZE, SEED));
+	EXPECT_LARGE(NR_BLOCKS);
+	EXPECT_EQ(SIZE, vm_get_stat(p->vm, protmem_private_bytes));
+
+	if (!is_private(d->l)) {
+		EXPECT_EQ(SIZE, protmem_mismatch(hva(d, GPA), GPA, SIZE, SEED));
+	} else {
+		for (i = 0; i < NR_BLOCKS; i++)
+			EXPECT_TRUE(refused(hva(d, GPA + i * BLOCK)));
+	}
+}
+
+/* A block is one entry only as long as all of it is private. */
+TEST_F(convertible, one_page_shared_and_back)
+{
+	FIXTURE_DATA(large) *d = &self->d;
+	struct protmem_vm *p = &d->p;
+	u64 page = GPA + BLOCK + 7 * PAGE_SIZE;
+	int i;
+
+	ASSERT_EQ(0, set_state(d, GPA, SIZE, true));
+	protmem_call(p, 0, guest_fill, GPA, SIZE, SEED);
+	EXPECT_LARGE(NR_BLOCKS);
+
+	for (i = 0; i < 3; i++) {
+		ASSERT_EQ(0, protmem_make_shared(p, page, PAGE_SIZE));
+		EXPECT_LARGE(NR_BLOCKS - 1);
+		EXPECT_EQ(SIZE - PAGE_SIZE, vm_get_stat(p->vm, protmem_private_bytes));
+		EXPECT_EQ(PAGE_SIZE, vm_get_stat(p->vm, protmem_shared_bytes));
+		EXPECT_EQ(PAGE_SIZE, protmem_mismatch(hva(d, page), page,
+						      PAGE_SIZE, SEED + i));
+		EXPECT_TRUE(refused(hva(d, page - PAGE_SIZE)));
+		EXPECT_TRUE(refused(hva(d, page + PAGE_SIZE)));
+		EXPECT_EQ(0, protmem_call(p, 1, guest_check, GPA + BLOCK,
+					  page - (GPA + BLOCK), SEED));
+		EXPECT_EQ(0, protmem_call(p, 1, guest_check, page + PAGE_SIZE,
+					  GPA + SIZE - page - PAGE_SIZE, SEED));
+
+		/* The same page for both, by any entry that the guest has. */
+		protmem_call(p, 1, guest_fill, page, PAGE_SIZE, SEED + i + 1);
+		EXPECT_EQ(PAGE_SIZE, protmem_mismatch(hva(d, page), page,
+						      PAGE_SIZE, SEED + i + 1));
+		EXPECT_LARGE(NR_BLOCKS - 1);
+
+		/* Whole again: the first access to what was missing says so. */
+		ASSERT_EQ(0, protmem_make_private(p, page, PAGE_SIZE));
+		EXPECT_EQ(0, protmem_call(p, 0, guest_check, page, PAGE_SIZE,
+					  SEED + i + 1));
+		EXPECT_LARGE(NR_BLOCKS);
+		EXPECT_EQ(SIZE, vm_get_stat(p->vm, protmem_private_bytes));
+		EXPECT_EQ(0, vm_get_stat(p->vm, protmem_shared_bytes));
+		EXPECT_EQ(SIZE, vm_get_stat(p->vm, protmem_block_bytes));
+		EXPECT_TRUE(refused(hva(d, page)));
+	}
+}
+
+/* What was written to when it was shared has its contents, wherever they went. */
+TEST_F(convertible, converted_with_contents)
+{
+	FIXTURE_DATA(large) *d = &self->d;
+	struct protmem_vm *p = &d->p;
+
+	protmem_call(p, 0, guest_fill, GPA, SIZE, SEED);
+	EXPECT_LARGE(0);
+	ASSERT_EQ(0, protmem_make_private(p, GPA, SIZE));
+	EXPECT_EQ(0, protmem_call(p, 1, guest_check, GPA, SIZE, SEED));
+	EXPECT_LARGE(NR_BLOCKS);
+	EXPECT_EQ(SIZE, vm_get_stat(p->vm, protmem_block_bytes));
+
+	ASSERT_EQ(0, protmem_make_shared(p, GPA, SIZE));
+	EXPECT_LARGE(0);
+	EXPECT_EQ(SIZE, protmem_mismatch(hva(d, GPA), GPA, SIZE, SEED));
+	EXPECT_EQ(0, protmem_call(p, 1, guest_check, GPA, SIZE, SEED));
+	EXPECT_LARGE(0);
+}
+
+TEST_F(convertible, block_with_a_shared_page)
+{
+	FIXTURE_DATA(large) *d = &self->d;
+	struct protmem_vm *p = &d->p;
+	u64 page = GPA + BLOCK - PAGE_SIZE;
+
+	ASSERT_EQ(0, set_state(d, GPA, SIZE, true));
+	ASSERT_EQ(0, set_state(d, page, PAGE_SIZE, false));
+	protmem_call(p, 0, guest_fill, GPA, SIZE, SEED);
+	EXPECT_EQ(0, protmem_call(p, 1, guest_check, GPA, SIZE, SEED));
+	EXPECT_LARGE(NR_BLOCKS - 1);
+	EXPECT_EQ(PAGE_SIZE, protmem_mismatch(hva(d, page), page,
+					      PAGE_SIZE, SEED));
+}
+
+/* What a block has to spare is used elsewhere, and may not be mapped with the block. */
+TEST_F(convertible, page_lent_elsewhere)
+{
+	FIXTURE_DATA(large) *d = &self->d;
+	struct protmem_vm *p = &d->p;
+	u64 page = GPA + 9 * PAGE_SIZE;
+
+	ASSERT_EQ(0, set_state(d, GPA, BLOCK, true));
+	protmem_call(p, 0, guest_fill, GPA, BLOCK, SEED);
+	EXPECT_LARGE(1);
+	ASSERT_EQ(0, set_state(d, page, PAGE_SIZE, false));
+	EXPECT_EQ(PAGE_SIZE, protmem_mismatch(hva(d, page), page, PAGE_SIZE, SEED));
+
+	/* The range is not all private, so it gets no block, but that page. */
+	ASSERT_EQ(0, set_state(d, GPA + BLOCK, PAGE_SIZE, true));
+	protmem_call(p, 0, guest_fill, GPA + BLOCK, PAGE_SIZE, SEED + 1);
+	EXPECT_EQ(BLOCK, vm_get_stat(p->vm, protmem_private_bytes));
+	EXPECT_EQ(BLOCK, vm_get_stat(p->vm, protmem_block_bytes));
+
+	ASSERT_EQ(0, set_state(d, page, PAGE_SIZE, true));
+	EXPECT_EQ(0, protmem_call(p, 1, guest_check, GPA, BLOCK, SEED));
+	EXPECT_EQ(0, protmem_call(p, 1, guest_check, GPA + BLOCK, PAGE_SIZE, SEED + 1));
+	EXPECT_LARGE(0);
+	protmem_call(p, 0, guest_fill, GPA, BLOCK, SEED + 2);
+	EXPECT_EQ(0, protmem_call(p, 1, guest_check, GPA + BLOCK, PAGE_SIZE, SEED + 1));
+}
+
+TEST_F(large, punched)
+{
+	FIXTURE_DATA(large) *d = self;
+	struct protmem_vm *p = &d->p;
+	u64 hole = GPA + BLOCK + 5 * PAGE_SIZE;
+
+	ASSERT_EQ(0, set_state(d, GPA, SIZE, true));
+	protmem_call(p, 0, guest_fill, GPA, SIZE, SEED);
+	EXPECT_LARGE(NR_BLOCKS);
+
+	ASSERT_EQ(0, protmem_punch(p->gmem, d->l->offset + (hole - GPA), PAGE_SIZE));
+	EXPECT_LARGE(NR_BLOCKS - 1);
+	EXPECT_EQ(0, protmem_call(p, 0, guest_check, GPA, hole - GPA, SEED));
+	EXPECT_EQ(0, protmem_call(p, 0, guest_check_zero, hole, PAGE_SIZE));
+	EXPECT_EQ(0, protmem_call(p, 0, guest_check, hole + PAGE_SIZE,
+				  GPA + SIZE - hole - PAGE_SIZE, SEED));
+	EXPECT_LARGE(NR_BLOCKS);
+}
+
+TEST_F(large, populated_by_fallocate)
+{
+	FIXTURE_DATA(large) *d = self;
+	struct protmem_vm *p = &d->p;
+
+	ASSERT_EQ(0, set_state(d, GPA, SIZE, true));
+	ASSERT_EQ(0, fallocate(p->gmem, FALLOC_FL_KEEP_SIZE, d->l->offset, SIZE));
+	EXPECT_EQ(SIZE, vm_get_stat(p->vm, protmem_private_bytes));
+	EXPECT_EQ(SIZE, vm_get_stat(p->vm, protmem_block_bytes));
+	EXPECT_EQ(0, protmem_call(p, 1, guest_check_zero, GPA, SIZE));
+	EXPECT_LARGE(NR_BLOCKS);
+}
+
+TEST_F(large, pre_faulted)
+{
+	FIXTURE_DATA(large) *d = self;
+	struct protmem_vm *p = &d->p;
+	struct kvm_pre_fault_memory range = { .gpa = GPA, .size = SIZE };
+
+	ASSERT_EQ(0, set_state(d, GPA, SIZE, true));
+	ASSERT_EQ(0, __vcpu_ioctl(p->vcpu[0], KVM_PRE_FAULT_MEMORY, &range));
+	EXPECT_LARGE(NR_BLOCKS);
+	EXPECT_EQ(SIZE, vm_get_stat(p->vm, protmem_private_bytes));
+	protmem_call(p, 0, guest_fill, GPA, SIZE, SEED);
+	EXPECT_EQ(0, protmem_call(p, 1, guest_check, GPA, SIZE, SEED));
+}
+
+/* Gfns of one block that belong to two places, or slots, of a guest_memfd. */
+TEST_F(large, slots_that_meet_in_a_block)
+{
+	FIXTURE_DATA(large) *d = self;
+	struct protmem_vm *p = &d->p;
+	u64 half = BLOCK / 2;
+
+	ASSERT_EQ(0, protmem_delete_slot(p, PROTMEM_SLOT));
+	/* The first block again, its halves in one place by two slots ... */
+	ASSERT_EQ(0, protmem_set_slot(p, PROTMEM_SLOT, GPA, half, d->l->offset));
+	ASSERT_EQ(0, protmem_set_slot(p, PROTMEM_SLOT + 1, GPA + half, half,
+				      d->l->offset + half));
+	ASSERT_EQ(0, set_state(d, GPA, BLOCK, true));
+	protmem_call(p, 0, guest_fill, GPA, BLOCK, SEED);
+	EXPECT_EQ(0, protmem_call(p, 1, guest_check, GPA, BLOCK, SEED));
+	EXPECT_LARGE(0);
+
+	/* ... and one slot once more, for what is there. */
+	ASSERT_EQ(0, protmem_delete_slot(p, PROTMEM_SLOT));
+	ASSERT_EQ(0, protmem_delete_slot(p, PROTMEM_SLOT + 1));
+	ASSERT_EQ(0, protmem_set_slot(p, PROTMEM_SLOT, GPA, SIZE, d->l->offset));
+	EXPECT_EQ(0, protmem_call(p, 1, guest_check, GPA, BLOCK, SEED));
+	EXPECT_LARGE(1);
+}
+
+/*
+ * The gfns of a block are given to other pages of the guest_memfd, while those that
+ * had them keep their contents.
+ */
+TEST_F(large, other_pages_for_the_same_gfns)
+{
+	FIXTURE_DATA(large) *d = self;
+	struct protmem_vm *p = &d->p;
+	/* What the slot has left of the guest_memfd. */
+	u64 offset = d->l->offset + SIZE, size = BLOCK - d->l->offset;
+
+	ASSERT_EQ(0, set_state(d, GPA, BLOCK, true));
+	protmem_call(p, 0, guest_fill, GPA, BLOCK, SEED);
+	EXPECT_LARGE(1);
+
+	ASSERT_EQ(0, protmem_delete_slot(p, PROTMEM_SLOT));
+	EXPECT_LARGE(0);
+	ASSERT_EQ(0, protmem_set_slot(p, PROTMEM_SLOT, GPA, size, offset));
+	if (is_private(d->l))
+		ASSERT_EQ(0, protmem_set_attr(p->gmem, offset, size,
+					      KVM_MEMORY_ATTRIBUTE_PRIVATE,
+					      KVM_SET_MEMORY_ATTRIBUTES2_ZERO, NULL));
+	EXPECT_EQ(0, protmem_call(p, 1, guest_check_zero, GPA, size));
+	protmem_call(p, 0, guest_fill, GPA, size, SEED + 1);
+
+	ASSERT_EQ(0, protmem_delete_slot(p, PROTMEM_SLOT));
+	ASSERT_EQ(0, protmem_set_slot(p, PROTMEM_SLOT, GPA, SIZE, d->l->offset));
+	EXPECT_EQ(0, protmem_call(p, 1, guest_check, GPA, BLOCK, SEED));
+	EXPECT_LARGE(1);
+
+	ASSERT_EQ(0, protmem_delete_slot(p, PROTMEM_SLOT));
+	ASSERT_EQ(0, protmem_set_slot(p, PROTMEM_SLOT, GPA, size, offset));
+	EXPECT_EQ(0, protmem_call(p, 1, guest_check, GPA, size, SEED + 1));
+}
+
+/* For one page of a block: what the other vCPU does all the time. */
+static u64 guest_hammer(u64 cmd_gva, u64 block, u64 page, u64 seed)
+{
+	struct protmem_cmd *cmd = (void *)cmd_gva;
+	u64 n = 0, a;
+
+	while (!READ_ONCE(cmd->stop)) {
+		for (a = block; a < block + BLOCK; a += PAGE_SIZE) {
+			if (a == page)
+				continue;
+			WRITE_ONCE(*(u64 *)(a + 8), ++n);
+			if (READ_ONCE(*(u64 *)(a + 8)) != n ||
+			    READ_ONCE(*(u64 *)a) != protmem_word(seed, a))
+				return a;
+		}
+		WRITE_ONCE(cmd->count, n);
+	}
+	return 0;
+}
+
+/*
+ * Private for a moment, in which nobody looks at it, and shared again: @n times.
+ * An entry for the block that was made at the wrong time still has what was the
+ * page then, and is scrubbed by now.  Returns what is wrong.
+ */
+static u64 guest_back_and_forth(u64 page, u64 val, u64 n, u64 d)
+{
+	for (WRITE_ONCE(*(u64 *)page, val); n; n--) {
+		if (guest_convert(page, PAGE_SIZE, KVM_MAP_GPA_RANGE_ENCRYPTED, 0) ||
+		    guest_convert(page, PAGE_SIZE, KVM_MAP_GPA_RANGE_DECRYPTED, 0))
+			return 1;
+		if (READ_ONCE(*(u64 *)page) != val)
+			return 2;
+	}
+	return 0;
+}
+
+static void *run_hammer(void *arg)
+{
+	struct protmem_vm *p = arg;
+
+	return (void *)protmem_run(p, 1);
+}
+
+/*
+ * A page goes back and forth while the rest of its block faults: an entry for the
+ * block that is made at that time must not have the page as it was.
+ */
+TEST_F(convertible, neighbours_fault)
+{
+	FIXTURE_DATA(large) *d = &self->d;
+	struct protmem_vm *p = &d->p;
+	u64 page = GPA + 77 * PAGE_SIZE, i, n = protmem_test_iterations(20);
+	struct protmem_cmd *cmd = p->cmd[1];
+	pthread_t thread;
+	void *wrong;
+
+	ASSERT_EQ(0, set_state(d, GPA, BLOCK, true));
+	protmem_call(p, 0, guest_fill, GPA, BLOCK, SEED);
+
+	protmem_prepare(p, 1, guest_hammer, p->cmd_gva[1], GPA, page, SEED);
+	ASSERT_EQ(0, pthread_create(&thread, NULL, run_hammer, p));
+
+	for (i = 0; i < n; i++) {
+		u64 val;
+
+		ASSERT_EQ(0, protmem_call(p, 0, guest_back_and_forth, page,
+					  2 * i + 1, 50));
+		ASSERT_EQ(0, protmem_try_read(hva(d, page), &val));
+		ASSERT_EQ(2 * i + 1, val);
+		ASSERT_EQ(0, protmem_try_write(hva(d, page), 2 * i + 2));
+		ASSERT_EQ(2 * i + 2, protmem_call(p, 0, guest_read64, page));
+	}
+	ASSERT_EQ(0, protmem_make_private(p, page, PAGE_SIZE));
+	ASSERT_TRUE(refused(hva(d, page)));
+
+	WRITE_ONCE(cmd->stop, 1);
+	pthread_join(thread, &wrong);
+	EXPECT_EQ(NULL, wrong);
+	EXPECT_NE(0, READ_ONCE(cmd->count));
+	EXPECT_EQ(2 * n, protmem_call(p, 0, guest_read64, page));
+	EXPECT_LARGE(1);
+}
+
+int main(int argc, char **argv)
+{
+	protmem_require();
+	return test_harness_run(argc, argv);
+}
