@@ -1025,17 +1025,17 @@ again:
 EXPORT_SYMBOL_FOR_KVM(unmapped_pool_alloc);
 
 /**
- * unmapped_pool_alloc_home - get all pages of a range that it has not yet
+ * unmapped_pool_alloc_home - get pages of a range from its home block
  * @pool: the pool
  * @gfn: the first of a naturally aligned range of block size, all of one kind
  * @index: the owner's name for the first page; the others have the next ones
  * @pol: NUMA policy or NULL
  * @ilx: interleave index for @pol
  * @gfp: as for unmapped_pool_alloc()
- * @taken: a bitmap of %UNMAPPED_BLOCK_PAGES bits, set for each page of the home
- *	block that the caller has now, and has to give back one by one
+ * @taken: a bitmap of %UNMAPPED_BLOCK_PAGES bits: which pages the caller wants, and
+ *	then which ones it has, and has to give back one by one
  *
- * What of the home block is in use, for its own gfn or another one, stays so.
+ * What of the home block is in use, for its own gfn or another one, is not to be had.
  *
  * Context: as for unmapped_pool_alloc().
  *
@@ -1050,37 +1050,38 @@ struct page *unmapped_pool_alloc_home(struct unmapped_pool *pool, u64 gfn,
 	unsigned int i;
 
 	might_sleep();
-	bitmap_zero(taken, UNMAPPED_BLOCK_PAGES);
 
 	mutex_lock(&pool->lock);
 	b = get_home(pool, gfn, pol);
 	if (!b) {
 		mutex_unlock(&pool->lock);
-		guard(mutex)(&pool->grow_lock);
+		mutex_lock(&pool->grow_lock);
 		mutex_lock(&pool->lock);
 		b = get_home(pool, gfn, pol);
 		if (!b) {
 			mutex_unlock(&pool->lock);
-			if (grow_pool(pool, gfn, pol, ilx, gfp))
-				return NULL;
+			grow_pool(pool, gfn, pol, ilx, gfp);
 			mutex_lock(&pool->lock);
-			/* Not if it is broken, or the shrinker was faster. */
+			/* None if that failed, or if the shrinker was faster. */
 			b = find_home(pool, gfn);
 		}
+		mutex_unlock(&pool->grow_lock);
 	}
 	if (IS_ERR_OR_NULL(b)) {
 		mutex_unlock(&pool->lock);
+		bitmap_zero(taken, UNMAPPED_BLOCK_PAGES);
 		return NULL;
 	}
 
 	block_begin(b);
-	for (i = 0; i < UNMAPPED_BLOCK_PAGES; i++) {
-		if (b->state[i] != UNMAPPED_RESERVED && b->state[i] != UNMAPPED_FREE)
+	for_each_set_bit(i, taken, UNMAPPED_BLOCK_PAGES) {
+		if (b->state[i] != UNMAPPED_RESERVED && b->state[i] != UNMAPPED_FREE) {
+			__clear_bit(i, taken);
 			continue;
+		}
 		VM_WARN_ON_ONCE(kernel_page_present(block_page(b, i)));
 		set_page_state(b, i, UNMAPPED_USED);
 		set_page_private(block_page(b, i), index + i);
-		__set_bit(i, taken);
 	}
 	block_end(b);
 	mutex_unlock(&pool->lock);

@@ -708,7 +708,18 @@ static void up_test_alloc_home(struct kunit *test)
 	b = up_alloc(test, GFN(0) + 4, true);
 	unmapped_pool_free(t->pool, b);
 
-	/* What is not in use, zero, by the names that follow each other. */
+	/* Not more than what was asked for ... */
+	bitmap_zero(taken, BLOCK_PAGES);
+	bitmap_set(taken, 3, 2);
+	first = unmapped_pool_alloc_home(t->pool, GFN(0), 1000, NULL, 0, GFP_KERNEL,
+					 taken);
+	KUNIT_ASSERT_PTR_EQ(test, first, a - 3);
+	KUNIT_EXPECT_EQ(test, bitmap_weight(taken, BLOCK_PAGES), 1);
+	KUNIT_ASSERT_TRUE(test, test_bit(4, taken));
+	unmapped_pool_free_clean(t->pool, first + 4);
+
+	/* ... nor what is in use; zero, and by names that follow each other. */
+	bitmap_fill(taken, BLOCK_PAGES);
 	first = unmapped_pool_alloc_home(t->pool, GFN(0), 1000, NULL, 0, GFP_KERNEL,
 					 taken);
 	KUNIT_ASSERT_PTR_EQ(test, first, a - 3);
@@ -722,6 +733,7 @@ static void up_test_alloc_home(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, up_bytes(test), PAGE_SIZE * BLOCK_PAGES);
 
 	/* Nothing is handed out twice. */
+	bitmap_fill(taken, BLOCK_PAGES);
 	other = unmapped_pool_alloc_home(t->pool, GFN(0), 1000, NULL, 0, GFP_KERNEL,
 					 taken);
 	KUNIT_EXPECT_PTR_EQ(test, other, first);
@@ -730,9 +742,11 @@ static void up_test_alloc_home(struct kunit *test)
 	/* Another range has a block of its own, an idle one if there is any. */
 	for (i = 0; i < BLOCK_PAGES; i++)
 		unmapped_pool_free(t->pool, first + i);
+	bitmap_fill(taken, BLOCK_PAGES);
 	other = unmapped_pool_alloc_home(t->pool, GFN(1), 0, NULL, 0, GFP_KERNEL, taken);
 	KUNIT_EXPECT_PTR_EQ(test, other, first);
 	KUNIT_EXPECT_TRUE(test, bitmap_full(taken, BLOCK_PAGES));
+	bitmap_fill(taken, BLOCK_PAGES);
 	other = unmapped_pool_alloc_home(t->pool, GFN(2), 0, NULL, 0, GFP_KERNEL, taken);
 	if (other) {
 		KUNIT_EXPECT_PTR_NE(test, other, first);
@@ -750,6 +764,7 @@ static void up_test_alloc_home(struct kunit *test)
 	KUNIT_ASSERT_FALSE(test, IS_ERR(t->pool));
 	t->max_order = 3;
 	kunit_activate_static_stub(test, unmapped_alloc_order, up_alloc_limited);
+	bitmap_fill(taken, BLOCK_PAGES);
 	other = unmapped_pool_alloc_home(t->pool, GFN(0), 0, NULL, 0, GFP_KERNEL, taken);
 	kunit_deactivate_static_stub(test, unmapped_alloc_order);
 	KUNIT_EXPECT_NULL(test, other);

@@ -152,6 +152,9 @@ static gfn_t protmem_gfn(struct kvm_protmem_inode *pi, pgoff_t index)
  * Only if all of its gfns are bound to one range of this inode, and are
  * private, or about to become so, being in [@start, @end).  Nothing in this
  * depends on an offset which userspace chose: the block is laid out by gfn.
+ *
+ * Never for slots without KVM_MEM_UNMAP_DIRECT, the gfns of which are not
+ * recorded: __kvm_gmem_invalidate_start() relies on it.
  */
 static bool protmem_block_uniform(struct kvm_protmem_inode *pi, pgoff_t index,
 				  gfn_t gfn, pgoff_t start, pgoff_t end)
@@ -305,9 +308,10 @@ static struct page *protmem_alloc_page(struct kvm_protmem_inode *pi,
 
 /*
  * Populates all of the block around @index, which is uniform, as far as it has a
- * home block: the memory is there anyway, and complete it can be mapped by one
- * entry.  The caller holds the invalidate_lock shared or exclusive, so that the
- * block stays uniform.  On an error some of it, or nothing, is populated.
+ * home block: complete it can be mapped by one entry.  What the guest does not
+ * touch of it can't be lent to other gfns any more.  The caller holds the
+ * invalidate_lock, so that the block stays uniform.  On an error some of it, or
+ * nothing, is populated.
  */
 static void protmem_fill_block(struct kvm_protmem_inode *pi, pgoff_t index,
 			       gfn_t gfn)
@@ -315,6 +319,7 @@ static void protmem_fill_block(struct kvm_protmem_inode *pi, pgoff_t index,
 	pgoff_t first = index - (gfn & (PROTMEM_BLOCK_PAGES - 1));
 	DECLARE_BITMAP(taken, UNMAPPED_BLOCK_PAGES);
 	struct mempolicy *policy;
+	unsigned long at;
 	struct page *page;
 	unsigned int i;
 	long nr = 0;
@@ -328,6 +333,10 @@ static void protmem_fill_block(struct kvm_protmem_inode *pi, pgoff_t index,
 	if (xa_load(&pi->pages, index))
 		return;
 
+	bitmap_fill(taken, UNMAPPED_BLOCK_PAGES);
+	xa_for_each_range(&pi->pages, at, page, first, first + PROTMEM_BLOCK_PAGES - 1)
+		__clear_bit(at - first, taken);
+
 	policy = mpol_shared_policy_lookup(&GMEM_I(pi->inode)->policy, first);
 	page = unmapped_pool_alloc_home(pi->pool, gfn, first, policy, first,
 					GFP_KERNEL_ACCOUNT, taken);
@@ -335,7 +344,7 @@ static void protmem_fill_block(struct kvm_protmem_inode *pi, pgoff_t index,
 
 	for_each_set_bit(i, taken, UNMAPPED_BLOCK_PAGES) {
 		if (!r)
-			/* Not there, or with a page of elsewhere. */
+			/* Only one who got a single page can have been faster. */
 			r = xa_insert(&pi->pages, first + i, page + i,
 				      GFP_KERNEL_ACCOUNT);
 		if (!r) {
@@ -378,13 +387,8 @@ static unsigned int protmem_max_order(struct kvm_protmem_inode *pi, pgoff_t inde
 		do {
 			found = i ? xas_next(&xas) : xas_load(&xas);
 		} while (xas_retry(&xas, found));
-		if (found != page + i)
+		if (found != page + i || PageHWPoison(found))
 			return 0;
-	}
-	if (READ_ONCE(pi->broken)) {
-		for (i = 0; i < PROTMEM_BLOCK_PAGES; i++)
-			if (PageHWPoison(page + i))
-				return 0;
 	}
 
 	return UNMAPPED_BLOCK_ORDER;
@@ -406,7 +410,6 @@ struct page *kvm_protmem_pool_page(struct kvm_protmem_inode *pi,
 				   pgoff_t index)
 {
 	struct page *page, *other;
-	bool uniform;
 	gfn_t gfn;
 
 	lockdep_assert_held(&pi->inode->i_mapping->invalidate_lock);
@@ -416,14 +419,14 @@ struct page *kvm_protmem_pool_page(struct kvm_protmem_inode *pi,
 		goto found;
 
 	gfn = protmem_gfn(pi, index);
-	uniform = protmem_block_uniform(pi, index, gfn, index, index + 1);
-	if (uniform) {
+	if (protmem_block_uniform(pi, index, gfn, index, index + 1)) {
 		protmem_fill_block(pi, index, gfn);
 		page = xa_load(&pi->pages, index);
 		if (page)
 			goto filled;
 	}
-	page = protmem_alloc_page(pi, index, gfn, uniform);
+	/* No home, or not with this page in it: then any page will do. */
+	page = protmem_alloc_page(pi, index, gfn, false);
 	if (IS_ERR(page))
 		return page;
 
@@ -1341,8 +1344,6 @@ static void protmem_memory_failure(void *priv, pgoff_t index, struct page *page)
 	 */
 	filemap_invalidate_lock(mapping);
 	if (xa_load(&pi->pages, index) == page) {
-		/* No large entry that the next fault makes may have it. */
-		WRITE_ONCE(pi->broken, true);
 		kvm_gmem_invalidate_start(pi->inode, index, index + 1);
 		if (pi->hidden)
 			unmap_mapping_pages(mapping, index, 1, false);

@@ -35,7 +35,6 @@ struct unmapped_pool;
  *	page has a kernel alias, but userspace maps them.
  * @may_hide: may be, or become, @hidden; fixed when the inode is made.
  * @nr_pool: how many pages @pages has.
- * @broken: a page of it has, or had, a memory error.
  * @fill_lock: held by who populates a block as a whole, one of them by its gfn;
  *	nothing is protected by it, but none is to fill what another one does.
  * @acct_lock: protects @acct_bytes, innermost.
@@ -45,8 +44,7 @@ struct unmapped_pool;
  * The inode's invalidate_lock is held shared to read @state and @gfns and to add
  * to @pages, exclusive to change anything else.  Without it: @inode, @pool and
  * @may_hide don't change, @nr_pool is atomic, @acct_bytes and @entry have locks
- * of their own, and @convertible and @broken are read by those who can live with
- * the past.
+ * of their own, and @convertible is read by those who can live with the past.
  */
 struct kvm_protmem_inode {
 	struct inode *inode;
@@ -60,7 +58,6 @@ struct kvm_protmem_inode {
 	bool convertible;
 	bool hidden;
 	bool may_hide;
-	bool broken;
 	struct mutex fill_lock[8];
 	atomic_long_t nr_pool;
 	spinlock_t acct_lock;	/* acct_bytes */
@@ -137,7 +134,8 @@ static inline int kvm_protmem_bind(struct inode *inode,
 
 static inline int kvm_protmem_get_pfn(struct file *file,
 				      struct kvm_memory_slot *slot, gfn_t gfn,
-				      kvm_pfn_t *pfn, struct page **page)
+				      kvm_pfn_t *pfn, struct page **page,
+				      int *max_order)
 {
 	return -EIO;
 }

@@ -437,7 +437,8 @@ TEST_F(convertible, neighbours_fault)
 	u64 page = GPA + 77 * PAGE_SIZE, i, n = protmem_test_iterations(20);
 	struct protmem_cmd *cmd = p->cmd[1];
 	pthread_t thread;
-	void *wrong;
+	void *hammered;
+	u64 wrong = 0;
 
 	ASSERT_EQ(0, set_state(d, GPA, BLOCK, true));
 	protmem_call(p, 0, guest_fill, GPA, BLOCK, SEED);
@@ -445,22 +446,23 @@ TEST_F(convertible, neighbours_fault)
 	protmem_prepare(p, 1, guest_hammer, p->cmd_gva[1], GPA, page, SEED);
 	ASSERT_EQ(0, pthread_create(&thread, NULL, run_hammer, p));
 
+	/* The other vCPU has to be stopped, whatever is wrong. */
 	for (i = 0; i < n; i++) {
-		u64 val;
+		u64 val = 2 * i + 1, found = 0;
 
-		ASSERT_EQ(0, protmem_call(p, 0, guest_back_and_forth, page,
-					  2 * i + 1, 50));
-		ASSERT_EQ(0, protmem_try_read(hva(d, page), &val));
-		ASSERT_EQ(2 * i + 1, val);
-		ASSERT_EQ(0, protmem_try_write(hva(d, page), 2 * i + 2));
-		ASSERT_EQ(2 * i + 2, protmem_call(p, 0, guest_read64, page));
+		wrong = protmem_call(p, 0, guest_back_and_forth, page, val, 50);
+		if (wrong || protmem_try_read(hva(d, page), &found) || found != val ||
+		    protmem_try_write(hva(d, page), val + 1) ||
+		    protmem_call(p, 0, guest_read64, page) != val + 1)
+			break;
 	}
+	WRITE_ONCE(cmd->stop, 1);
+	pthread_join(thread, &hammered);
+	EXPECT_EQ(0, wrong);
+	ASSERT_EQ(n, i);
+	EXPECT_EQ(NULL, hammered);
 	ASSERT_EQ(0, protmem_make_private(p, page, PAGE_SIZE));
 	ASSERT_TRUE(refused(hva(d, page)));
-
-	WRITE_ONCE(cmd->stop, 1);
-	pthread_join(thread, &wrong);
-	EXPECT_EQ(NULL, wrong);
 	EXPECT_NE(0, READ_ONCE(cmd->count));
 	EXPECT_EQ(2 * n, protmem_call(p, 0, guest_read64, page));
 	EXPECT_LARGE(1);

@@ -139,8 +139,8 @@ TEST_F(memcg, fault_at_limit)
 }
 
 /*
- * What is reserved for other pages is taken before the OOM killer is called, who
- * finds nobody to kill here.
+ * What is reserved for pages that a conversion has left empty is taken before the
+ * OOM killer is called, who finds nobody to kill here.
  */
 TEST_F(memcg, reserved_before_oom)
 {
@@ -152,21 +152,22 @@ TEST_F(memcg, reserved_before_oom)
 	protmem_cgroup_enter();
 	create(p, PROTMEM_CAPS);
 	protmem_cgroup_leave();
-	ASSERT_EQ(0, protmem_make_private(p, GPA, VM_SIZE));
 	/* A block for each range, as far as there are any. */
 	for (i = 0; i < nr / 2; i++)
 		protmem_call(p, 0, guest_fill, GPA + i * SZ_2M, PAGE_SIZE, SEED);
+	ASSERT_EQ(0, protmem_make_private(p, GPA, VM_SIZE));
 	if (protmem_off_direct_map() < nr / 2 * SZ_2M)
 		SKIP(return, "no large blocks to be had");
 
 	ooms = protmem_cgroup_events("oom");
 	protmem_cgroup_limit(protmem_cgroup_charged());
 	for (i = nr / 2; i < nr; i++)
-		protmem_call(p, 0, guest_fill, GPA + i * SZ_2M, PAGE_SIZE, SEED);
+		protmem_call(p, 0, guest_fill, GPA + i * SZ_2M, SZ_1M, SEED);
 	EXPECT_EQ(ooms, protmem_cgroup_events("oom"));
 	protmem_cgroup_limit(-1);
 	for (i = 0; i < nr; i++)
-		EXPECT_EQ(0, protmem_call(p, 0, guest_check, GPA + i * SZ_2M, PAGE_SIZE, SEED));
+		EXPECT_EQ(0, protmem_call(p, 0, guest_check, GPA + i * SZ_2M,
+					  i < nr / 2 ? PAGE_SIZE : SZ_1M, SEED));
 	protmem_vm_free(p);
 }
 
