@@ -53,6 +53,8 @@ struct page *unmapped_pool_alloc_home(struct unmapped_pool *pool, u64 gfn,
 				      pgoff_t index, struct mempolicy *pol,
 				      pgoff_t ilx, gfp_t gfp, unsigned long *taken);
 void unmapped_pool_free(struct unmapped_pool *pool, struct page *page);
+void unmapped_pool_free_range(struct unmapped_pool *pool, struct page *page,
+			      unsigned int nr);
 void unmapped_pool_free_clean(struct unmapped_pool *pool, struct page *page);
 
 u64 unmapped_pool_bytes(struct unmapped_pool *pool);
@@ -164,7 +166,18 @@ int unmapped_page_write(struct page *page, unsigned int off, const void *src,
 int unmapped_page_cmpxchg(struct page *page, unsigned int off, void *old,
 			  const void *new, unsigned int size);
 
-/* unmapped_page_clear - write zeroes over the page; fails only in NMI */
-int unmapped_page_clear(struct page *page);
+/*
+ * unmapped_pages_clear - write zeroes over @nr consecutive pages
+ *
+ * At most UNMAPPED_CLEAR_PAGES: interrupts are off that long.  Returns 0; or -EINVAL
+ * in NMI.
+ */
+#define UNMAPPED_CLEAR_PAGES	8
+int unmapped_pages_clear(struct page *page, unsigned int nr);
+
+static inline int unmapped_page_clear(struct page *page)
+{
+	return unmapped_pages_clear(page, 1);
+}
 
 #endif /* _LINUX_UNMAPPED_POOL_H */

@@ -153,6 +153,7 @@ struct unmapped_block {
 	struct list_head	idle_node;	/* pool->idle: READY, can be given back */
 	unsigned int		nr_idle;	/* this block's part of unmapped_idle_pages */
 	unsigned int		nr[UNMAPPED_NR_STATES];
+	unsigned int		first_free;	/* none is FREE below */
 	struct rcu_head		rcu;
 	u8			state[];	/* enum unmapped_state */
 };
@@ -235,6 +236,8 @@ static void set_page_state(struct unmapped_block *b, unsigned int i,
 	b->nr[old]--;
 	b->nr[new]++;
 	b->state[i] = new;
+	if (new == UNMAPPED_FREE)
+		b->first_free = min(b->first_free, i);
 
 	if (is_quarantined(new) != is_quarantined(old))
 		atomic_long_add(is_quarantined(new) ? 1 : -1, &unmapped_quarantined_pages);
@@ -830,11 +833,15 @@ static struct page *take_free_page(struct unmapped_pool *pool, pgoff_t index,
 				   struct mempolicy *pol, bool strict)
 {
 	struct unmapped_block *b;
+	u8 *state;
 
 	list_for_each_entry(b, &pool->partial, partial_node) {
-		if (node_allowed(b, pol, strict))
-			return take_page(b, (u8 *)memchr(b->state, UNMAPPED_FREE,
-							 block_pages(b)) - b->state, index);
+		if (!node_allowed(b, pol, strict))
+			continue;
+		state = memchr(b->state + b->first_free, UNMAPPED_FREE,
+			       block_pages(b) - b->first_free);
+		b->first_free = state - b->state;
+		return take_page(b, b->first_free, index);
 	}
 	return NULL;
 }
@@ -1098,54 +1105,89 @@ static struct unmapped_block *lookup_block(unsigned long pfn)
 	return xa_load(&unmapped_blocks, pfn);
 }
 
-static void __unmapped_pool_free(struct unmapped_pool *pool, struct page *page, bool clean)
+/* How many of @page and those after it nobody else has a reference to. */
+static unsigned int scrubbable(struct page *page, unsigned int max)
 {
+	unsigned int n;
+
+	for (n = 0; n < max; n++) {
+		if (PageHWPoison(page + n) || page_count(page + n) > 1)
+			break;
+	}
+	/* Accesses of those who have dropped theirs come first. */
+	smp_acquire__after_ctrl_dep();
+	return n;
+}
+
+/* @nr consecutive pages, at most as many as a block has; it may be more than one. */
+static void give_back(struct unmapped_pool *pool, struct page *page, unsigned int nr,
+		      bool clean)
+{
+	DECLARE_BITMAP(held, UNMAPPED_BLOCK_PAGES);
 	unsigned long pfn = page_to_pfn(page);
-	struct unmapped_block *b;
-	enum unmapped_state state;
+	struct unmapped_block *b = NULL;
+	unsigned int i, n;
 
 	might_sleep();
+
+	if (WARN_ON_ONCE(nr > UNMAPPED_BLOCK_PAGES))
+		return;
+	bitmap_zero(held, UNMAPPED_BLOCK_PAGES);
 
 	/* The last page of a pool that was put takes the pool with it. */
 	refcount_inc(&pool->refs);
 
 	/*
-	 * The page is still the caller's, and nobody can get a new reference:
-	 * scrub it without the lock.  Whoever drops a reference later may have
-	 * written to it, so in that case it is done later.
+	 * The pages are still the caller's, and nobody can get a new reference:
+	 * scrub them without the lock.  Whoever drops a reference later may have
+	 * written to the page, so in that case it is done later.
 	 */
-	if (PageHWPoison(page)) {
-		state = UNMAPPED_POISONED;
-	} else if (page_count(page) > 1) {
-		state = UNMAPPED_QUARANTINED;
-	} else {
-		smp_acquire__after_ctrl_dep();
-		state = UNMAPPED_FREE;
-		if (!clean && unmapped_page_clear(page))
-			state = UNMAPPED_QUARANTINED;
+	for (i = 0; i < nr; i += n) {
+		n = scrubbable(page + i, min(nr - i, UNMAPPED_CLEAR_PAGES));
+		if (!n) {
+			if (!PageHWPoison(page + i))
+				__set_bit(i, held);
+			n = 1;
+			continue;
+		}
+		if (!clean && unmapped_pages_clear(page + i, n))
+			bitmap_set(held, i, n);
+		cond_resched();
 	}
 
 	mutex_lock(&pool->lock);
-	b = lookup_block(pfn);
-	if (WARN_ON_ONCE(!b || b->pool != pool ||
-			 b->state[pfn - b->pfn] != UNMAPPED_USED))
-		goto unlock;
+	for (i = 0; i < nr; i++, pfn++) {
+		enum unmapped_state state = UNMAPPED_FREE;
 
-	/* Poisoned meanwhile: memory_failure() does that under the lock. */
-	if (PageHWPoison(page) && state == UNMAPPED_FREE)
-		state = UNMAPPED_POISONED;
+		if (!b || pfn == b->pfn + block_pages(b)) {
+			if (b)
+				block_end(b);
+			b = lookup_block(pfn);
+			if (WARN_ON_ONCE(!b || b->pool != pool)) {
+				b = NULL;
+				continue;
+			}
+			block_begin(b);
+		}
+		if (WARN_ON_ONCE(b->state[pfn - b->pfn] != UNMAPPED_USED))
+			continue;
 
-	block_begin(b);
-	set_page_private(page, 0);
-	set_page_state(b, pfn - b->pfn, state);
-	block_end(b);
+		/* Poisoned meanwhile: memory_failure() does that under the lock. */
+		if (PageHWPoison(page + i))
+			state = UNMAPPED_POISONED;
+		else if (test_bit(i, held))
+			state = UNMAPPED_QUARANTINED;
+		set_page_private(page + i, 0);
+		set_page_state(b, pfn - b->pfn, state);
+	}
+	if (b)
+		block_end(b);
 
-	if (state == UNMAPPED_QUARANTINED)
+	if (!bitmap_empty(held, UNMAPPED_BLOCK_PAGES))
 		schedule_retry(pool);
 	else
 		recheck_pool(pool, 1);
 	trim_pool(pool);
-unlock:
 	mutex_unlock(&pool->lock);
 	put_pool(pool);
 }
@@ -1163,9 +1205,24 @@ unlock:
  */
 void unmapped_pool_free(struct unmapped_pool *pool, struct page *page)
 {
-	__unmapped_pool_free(pool, page, false);
+	give_back(pool, page, 1, false);
 }
 EXPORT_SYMBOL_FOR_KVM(unmapped_pool_free);
+
+/**
+ * unmapped_pool_free_range - give back consecutive pages
+ * @pool: the pool that they are from
+ * @page: the first of them, mapped nowhere any more
+ * @nr: how many, at most %UNMAPPED_BLOCK_PAGES; of one block or of several
+ *
+ * As unmapped_pool_free() of each, at less cost.
+ */
+void unmapped_pool_free_range(struct unmapped_pool *pool, struct page *page,
+			      unsigned int nr)
+{
+	give_back(pool, page, nr, false);
+}
+EXPORT_SYMBOL_FOR_KVM(unmapped_pool_free_range);
 
 /**
  * unmapped_pool_free_clean - give back a page that nobody wrote to
@@ -1176,7 +1233,7 @@ EXPORT_SYMBOL_FOR_KVM(unmapped_pool_free);
  */
 void unmapped_pool_free_clean(struct unmapped_pool *pool, struct page *page)
 {
-	__unmapped_pool_free(pool, page, true);
+	give_back(pool, page, 1, true);
 }
 EXPORT_SYMBOL_FOR_KVM(unmapped_pool_free_clean);
 

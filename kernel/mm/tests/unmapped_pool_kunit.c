@@ -228,6 +228,43 @@ static void up_test_window(struct kunit *test)
 	up_put_and_expect_nothing(test);
 }
 
+/* As many pages at once as there may be, and no more than was said. */
+static void up_test_window_clear(struct kunit *test)
+{
+	unsigned int i, nr = UNMAPPED_CLEAR_PAGES + 2;
+	struct page *page = up_alloc(test, GFN(0), true);
+	struct up_test *t = test->priv;
+	u64 val = ~0ULL, found;
+
+	up_need_large(test, &page, 1);
+	for (i = 1; i < nr; i++)
+		KUNIT_ASSERT_PTR_EQ(test, up_alloc(test, GFN(0) + i, true), page + i);
+	for (i = 0; i < nr; i++) {
+		KUNIT_EXPECT_EQ(test, unmapped_page_write(page + i, 0, &val, 8), 0);
+		KUNIT_EXPECT_EQ(test, unmapped_page_write(page + i, PAGE_SIZE - 8, &val, 8), 0);
+	}
+
+	KUNIT_EXPECT_EQ(test, unmapped_pages_clear(page + 1, nr - 2), 0);
+	for (i = 1; i < nr - 1; i++)
+		KUNIT_EXPECT_TRUE(test, up_is_zero(page + i));
+	KUNIT_EXPECT_EQ(test, unmapped_page_read(page, PAGE_SIZE - 8, &found, 8), 0);
+	KUNIT_EXPECT_EQ(test, found, val);
+	KUNIT_EXPECT_EQ(test, unmapped_page_read(page + nr - 1, 0, &found, 8), 0);
+	KUNIT_EXPECT_EQ(test, found, val);
+
+	/* A page that someone holds, in the middle of a range that goes back. */
+	get_page(page + 4);
+	unmapped_retry_delay = HZ / 20;
+	unmapped_pool_free_range(t->pool, page, nr);
+	KUNIT_EXPECT_EQ(test, up_quarantined(test), PAGE_SIZE);
+	put_page(page + 4);
+	up_put(test);
+	for (i = 0; i < 100 && up_bytes(test); i++)
+		msleep(20);
+	KUNIT_EXPECT_EQ(test, up_bytes(test), 0);
+	KUNIT_EXPECT_EQ(test, up_quarantined(test), 0);
+}
+
 /* A fault at a caller's buffer is that caller's bug: no page is to be called broken for it. */
 static void up_test_window_fault(struct kunit *test)
 {
@@ -1139,6 +1176,7 @@ static void up_test_stress_small(struct kunit *test)
 
 static struct kunit_case up_cases[] = {
 	KUNIT_CASE(up_test_window),
+	KUNIT_CASE(up_test_window_clear),
 	KUNIT_CASE(up_test_window_fault),
 	KUNIT_CASE(up_test_window_task),
 	KUNIT_CASE(up_test_cmpxchg),

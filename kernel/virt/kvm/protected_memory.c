@@ -79,6 +79,9 @@
 /* The gfns for which the pool can set a block aside. */
 #define PROTMEM_BLOCK_PAGES	((pgoff_t)UNMAPPED_BLOCK_PAGES)
 
+/* Jiffies for which a page has to be shared, for a large entry to be worth it. */
+#define PROTMEM_SWING		HZ
+
 static bool protmem_all_private(struct kvm_protmem_inode *pi, pgoff_t first,
 				pgoff_t last)
 {
@@ -233,7 +236,8 @@ static void protmem_drop_shared(struct kvm_protmem_inode *pi, pgoff_t start,
 static void protmem_drop_pool(struct kvm_protmem_inode *pi, pgoff_t start,
 			      pgoff_t end)
 {
-	struct page *page;
+	struct page *page, *run = NULL;
+	unsigned int len = 0;
 	unsigned long index;
 	long nr = 0;
 
@@ -247,10 +251,18 @@ static void protmem_drop_pool(struct kvm_protmem_inode *pi, pgoff_t start,
 
 	xa_for_each_range(&pi->pages, index, page, start, end - 1) {
 		xa_erase(&pi->pages, index);
-		unmapped_pool_free(pi->pool, page);
 		nr++;
+		if (len && (page != run + len || len == PROTMEM_BLOCK_PAGES)) {
+			unmapped_pool_free_range(pi->pool, run, len);
+			len = 0;
+		}
+		if (!len)
+			run = page;
+		len++;
 		cond_resched();
 	}
+	if (len)
+		unmapped_pool_free_range(pi->pool, run, len);
 
 	protmem_account_pool(pi, -nr);
 	protmem_account_blocks(pi);
@@ -307,6 +319,47 @@ static struct page *protmem_alloc_page(struct kvm_protmem_inode *pi,
 }
 
 /*
+ * Makes @page and those after it the pages of @first and those after it, as far as
+ * @taken has them and there is none yet.  What it has done is no longer in @taken.
+ * Returns how many.
+ */
+static long protmem_store_pages(struct kvm_protmem_inode *pi, pgoff_t first,
+				struct page *page, unsigned long *taken)
+{
+	unsigned int i = find_first_bit(taken, UNMAPPED_BLOCK_PAGES), last;
+	XA_STATE(xas, &pi->pages, first + i);
+	long nr = 0;
+
+	do {
+		last = i - 2;	/* not the one before */
+		xas_lock(&xas);
+		while (i < UNMAPPED_BLOCK_PAGES) {
+			void *old;
+
+			/* xas_next() is for the same node only. */
+			if (i != last + 1 || !((first + i) % XA_CHUNK_SIZE)) {
+				xas_set(&xas, first + i);
+				old = xas_load(&xas);
+			} else {
+				old = xas_next(&xas);
+			}
+			if (!old) {
+				xas_store(&xas, page + i);
+				if (xas_error(&xas))
+					break;
+				__clear_bit(i, taken);
+				nr++;
+			}
+			last = i;
+			i = find_next_bit(taken, UNMAPPED_BLOCK_PAGES, i + 1);
+		}
+		xas_unlock(&xas);
+	} while (xas_nomem(&xas, GFP_KERNEL_ACCOUNT));
+
+	return nr;
+}
+
+/*
  * Populates all of the block around @index, which is uniform, as far as it has a
  * home block: complete it can be mapped by one entry.  What the guest does not
  * touch of it can't be lent to other gfns any more.  The caller holds the
@@ -322,8 +375,7 @@ static void protmem_fill_block(struct kvm_protmem_inode *pi, pgoff_t index,
 	unsigned long at;
 	struct page *page;
 	unsigned int i;
-	long nr = 0;
-	int r = 0;
+	long nr;
 
 	gfn = ALIGN_DOWN(gfn, PROTMEM_BLOCK_PAGES);
 
@@ -342,19 +394,10 @@ static void protmem_fill_block(struct kvm_protmem_inode *pi, pgoff_t index,
 					GFP_KERNEL_ACCOUNT, taken);
 	mpol_cond_put(policy);
 
-	for_each_set_bit(i, taken, UNMAPPED_BLOCK_PAGES) {
-		if (!r)
-			/* Only one who got a single page can have been faster. */
-			r = xa_insert(&pi->pages, first + i, page + i,
-				      GFP_KERNEL_ACCOUNT);
-		if (!r) {
-			nr++;
-			continue;
-		}
+	nr = protmem_store_pages(pi, first, page, taken);
+	/* Out of memory, or one who got a single page was faster. */
+	for_each_set_bit(i, taken, UNMAPPED_BLOCK_PAGES)
 		unmapped_pool_free_clean(pi->pool, page + i);
-		if (r == -EBUSY)
-			r = 0;
-	}
 
 	protmem_account_pool(pi, nr);
 }
@@ -373,10 +416,22 @@ static unsigned int protmem_max_order(struct kvm_protmem_inode *pi, pgoff_t inde
 {
 	pgoff_t off = gfn & (PROTMEM_BLOCK_PAGES - 1), i;
 	XA_STATE(xas, &pi->pages, index - off);
+	void *shared_at;
 
 	if ((page_to_pfn(page) & (PROTMEM_BLOCK_PAGES - 1)) != off ||
 	    !protmem_block_uniform(pi, index, gfn, index, index + 1))
 		return 0;
+
+	/*
+	 * A page that goes back and forth all the time would have its block mapped
+	 * by one entry and split again each time.
+	 */
+	shared_at = xa_load(&pi->shared_at, index);
+	if (shared_at) {
+		xa_erase(&pi->shared_at, index);
+		if ((u32)jiffies - (u32)xa_to_value(shared_at) < PROTMEM_SWING)
+			return 0;
+	}
 
 	page -= off;
 
@@ -985,8 +1040,12 @@ static int protmem_make_shared(struct kvm_protmem_inode *pi, pgoff_t *pos,
 		r = 0;
 	}
 
-	for (i = 0; i < done; i++)
+	for (i = 0; i < done; i++) {
 		now.page[i] = xa_erase(&pi->pages, now.index[i]);
+		/* If there is no memory for it nothing is lost. */
+		xa_store(&pi->shared_at, now.index[i], xa_mk_value((u32)jiffies),
+			 GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
+	}
 
 	if (now.nr)
 		kvm_gmem_invalidate_end(pi->inode, start, zapped);
@@ -1407,6 +1466,7 @@ int kvm_protmem_create(struct inode *inode, struct kvm *kvm)
 	pi->may_hide = pi->hidden ||
 		       (kvm->protmem.caps & KVM_PROTMEM_HIDE_ONLY);
 	xa_init_flags(&pi->pages, XA_FLAGS_ACCOUNT);
+	xa_init_flags(&pi->shared_at, XA_FLAGS_ACCOUNT);
 	mt_init_flags(&pi->state, MT_FLAGS_LOCK_EXTERN);
 	mt_set_external_lock(&pi->state, &inode->i_mapping->invalidate_lock);
 	mt_init_flags(&pi->gfns, MT_FLAGS_LOCK_EXTERN);
@@ -1493,6 +1553,7 @@ void kvm_protmem_destroy(struct inode *inode)
 	/* Not xa_empty(): a store that ran out of memory may leave empty nodes. */
 	WARN_ON_ONCE(atomic_long_read(&pi->nr_pool));
 	xa_destroy(&pi->pages);
+	xa_destroy(&pi->shared_at);
 
 	filemap_invalidate_lock(inode->i_mapping);
 	__mt_destroy(&pi->state);

@@ -25,6 +25,8 @@ struct unmapped_pool;
  * @pages: the pages of @pool by index: what is private, or with @hidden
  *	everything, whatever @state says.  An index that is to be in it but is
  *	not is empty.  The page cache holds the shared folios and nothing else.
+ * @shared_at: when a populated page was last shared, in jiffies, by index; a hint
+ *	with a lock of its own, dropped when the page is private and used again.
  * @gfns: ranges of indices that have ever been bound, with the distance of
  *	their gfns (kvm_protmem_gfn()).  Ranges are added and never removed.
  * @bound: a slot has been bound, @slot_flags are fixed.
@@ -52,6 +54,7 @@ struct kvm_protmem_inode {
 	struct unmapped_pool *pool;
 	struct maple_tree state;
 	struct xarray pages;
+	struct xarray shared_at;
 	struct maple_tree gfns;
 	u32 slot_flags;
 	bool bound;

@@ -2,11 +2,12 @@
 /*
  * Access to pages which are off the direct map: the x86 window.
  *
- * Each possible CPU has an mm of its own for this, with one page of address
+ * Each possible CPU has an mm of its own for this, with a few pages of address
  * space at a random place in the user half, the page tables for which are
  * allocated up front.  To access a page the CPU disables interrupts, installs
  * the PTE, switches to the mm, copies, clears the PTE, invalidates the
- * translation and switches back.
+ * translation and switches back.  Only clearing does that for several pages at
+ * once, as the switches cost more than a page.
  *
  * What makes this a mapping that nothing else can use:
  *
@@ -48,10 +49,12 @@
 #include <asm/tlbflush.h>
 #include <asm/trapnr.h>
 
+#define UNMAPPED_CLEAR_SIZE	(UNMAPPED_CLEAR_PAGES * PAGE_SIZE)
+
 struct unmapped_window {
 	struct mm_struct	*mm;
 	unsigned long		addr;
-	pte_t			*ptep;
+	pte_t			*ptep;	/* the first of UNMAPPED_CLEAR_PAGES */
 };
 
 static DEFINE_PER_CPU(struct unmapped_window, unmapped_windows);
@@ -100,9 +103,13 @@ static int unmapped_window_init_cpu(struct unmapped_window *w)
 		set_notrack_mm(w->mm);
 	}
 
-	/* Anywhere in the part of the user half that 4-level tables have, too. */
-	addr = PAGE_SIZE * (get_random_u64() % (DEFAULT_MAP_WINDOW / PAGE_SIZE - 2));
-	addr += PAGE_SIZE;
+	/*
+	 * Anywhere in the part of the user half that 4-level tables have, too,
+	 * and aligned, so that all PTEs are in one page table.
+	 */
+	BUILD_BUG_ON(!is_power_of_2(UNMAPPED_CLEAR_PAGES) || UNMAPPED_CLEAR_SIZE > PMD_SIZE);
+	addr = get_random_u64() % (DEFAULT_MAP_WINDOW / UNMAPPED_CLEAR_SIZE - 2);
+	addr = (addr + 1) * UNMAPPED_CLEAR_SIZE;
 
 	ptep = get_locked_pte(w->mm, addr, &ptl);
 	if (!ptep)
@@ -153,19 +160,24 @@ struct unmapped_window_state {
 	unsigned long		flags;
 };
 
+/* Opens it on @nr consecutive pages. */
 static __always_inline void *unmapped_window_open(struct unmapped_window_state *s,
-						  struct page *page, pgprot_t prot)
+						  struct page *page, unsigned int nr,
+						  pgprot_t prot)
 {
 	struct unmapped_window *w;
+	unsigned int i;
 
 	local_irq_save(s->flags);
 	w = this_cpu_ptr(&unmapped_windows);
 	s->w = w;
 
-	VM_WARN_ON_ONCE(!pte_none(*w->ptep));
 	/* Not global: see the INVLPG in unmapped_window_close(). */
 	prot = __pgprot(pgprot_val(prot) & ~_PAGE_GLOBAL);
-	set_pte(w->ptep, pfn_pte(page_to_pfn(page), prot));
+	for (i = 0; i < nr; i++) {
+		VM_WARN_ON_ONCE(!pte_none(w->ptep[i]));
+		set_pte(&w->ptep[i], pfn_pte(page_to_pfn(page) + i, prot));
+	}
 
 	/*
 	 * Loading CR3 is serializing: the PTE is visible to the page walker
@@ -177,18 +189,22 @@ static __always_inline void *unmapped_window_open(struct unmapped_window_state *
 	return (void *)w->addr;
 }
 
-static __always_inline void unmapped_window_close(struct unmapped_window_state *s)
+static __always_inline void unmapped_window_close(struct unmapped_window_state *s,
+						  unsigned int nr)
 {
 	struct unmapped_window *w = s->w;
+	unsigned int i;
 
 	/* All accesses have been issued before the PTE is cleared ... */
 	barrier();
-	pte_clear(w->mm, w->addr, w->ptep);
+	for (i = 0; i < nr; i++)
+		pte_clear(w->mm, w->addr + i * PAGE_SIZE, &w->ptep[i]);
 	/*
 	 * ... and the translation is gone before interrupts are enabled, both
 	 * from the current PCID and from its user counterpart.
 	 */
-	flush_tlb_one_user(w->addr);
+	for (i = 0; i < nr; i++)
+		flush_tlb_one_user(w->addr + i * PAGE_SIZE);
 
 	unuse_temporary_mm(s->prev_mm);
 	local_irq_restore(s->flags);
@@ -199,7 +215,8 @@ static __always_inline void unmapped_window_close(struct unmapped_window_state *
  * may be called with AC set, and no instrumentation may look at the address.
  * A machine check (or a fault, which only a caller's bug can cause) ends the
  * copy.  An aligned operand of up to eight bytes is accessed at once, which is
- * what the guest's page tables need.
+ * what the guest's page tables need.  More is copied by a string instruction, in
+ * which a machine check is as recoverable as in copy_mc_to_kernel().
  *
  * Return: 0, or the number of the exception, which EX_TYPE_FAULT_MCE_SAFE
  * leaves in RAX.  (A divide error, number 0, can't happen here.)
@@ -229,6 +246,17 @@ static __always_inline unsigned long unmapped_window_copy(void *dst, const void 
 	unsigned long trapnr = 0;
 
 	lass_stac();
+	if (len >= 64) {
+		unsigned long n = len / 8;
+
+		asm volatile("1: rep movsq\n"
+			     "	xorl %%eax, %%eax\n"
+			     "2:\n"
+			     _ASM_EXTABLE_TYPE(1b, 2b, EX_TYPE_FAULT_MCE_SAFE)
+			     : "=&a" (trapnr), "+S" (src), "+D" (dst), "+c" (n)
+			     : : "memory", "cc");
+		len %= 8;
+	}
 	while (!trapnr && len >= 8)
 		trapnr = unmapped_window_mov("movq", "rax", u64);
 	if (!trapnr && len >= 4)
@@ -265,12 +293,12 @@ static __always_inline int unmapped_window_access(struct page *page, unsigned in
 	if (!unmapped_window_range_ok(off, len))
 		return -EINVAL;
 
-	p = unmapped_window_open(&s, page, write ? PAGE_KERNEL : PAGE_KERNEL_RO);
+	p = unmapped_window_open(&s, page, 1, write ? PAGE_KERNEL : PAGE_KERNEL_RO);
 	if (write)
 		trapnr = unmapped_window_copy(p + off, buf, len);
 	else
 		trapnr = unmapped_window_copy(buf, p + off, len);
-	unmapped_window_close(&s);
+	unmapped_window_close(&s, 1);
 
 	return unmapped_window_error(trapnr);
 }
@@ -365,9 +393,9 @@ int unmapped_page_cmpxchg(struct page *page, unsigned int off, void *old,
 	    ((off ^ (off + size - 1)) & ~(cache_line_size() - 1)))
 		return -EINVAL;
 
-	p = unmapped_window_open(&s, page, PAGE_KERNEL);
+	p = unmapped_window_open(&s, page, 1, PAGE_KERNEL);
 	done = unmapped_window_do_cmpxchg(p + off, old, new, size, &trapnr);
-	unmapped_window_close(&s);
+	unmapped_window_close(&s, 1);
 	if (trapnr)
 		return unmapped_window_report(page, unmapped_window_error(trapnr));
 
@@ -375,19 +403,20 @@ int unmapped_page_cmpxchg(struct page *page, unsigned int off, void *old,
 }
 EXPORT_SYMBOL_FOR_KVM(unmapped_page_cmpxchg);
 
-int unmapped_page_clear(struct page *page)
+int unmapped_pages_clear(struct page *page, unsigned int nr)
 {
 	struct unmapped_window_state s;
 	void *p;
 
-	if (!unmapped_window_range_ok(0, PAGE_SIZE))
+	if (!unmapped_window_range_ok(0, PAGE_SIZE) ||
+	    WARN_ON_ONCE(nr > UNMAPPED_CLEAR_PAGES))
 		return -EINVAL;
 
-	p = unmapped_window_open(&s, page, PAGE_KERNEL);
+	p = unmapped_window_open(&s, page, nr, PAGE_KERNEL);
 	lass_stac();
-	__inline_memset(p, 0, PAGE_SIZE);
+	__inline_memset(p, 0, nr * PAGE_SIZE);
 	lass_clac();
-	unmapped_window_close(&s);
+	unmapped_window_close(&s, nr);
 
 	return 0;
 }

@@ -74,6 +74,7 @@ struct protmem_cmd {
 
 struct protmem_opts {
 	u64 caps;
+	unsigned long type;	/* of a VM with private memory of another kind */
 	u64 gmem_flags;		/* besides PROTMEM_GMEM_FLAGS */
 	u64 exit_flags;
 	u64 size;

@@ -137,7 +137,7 @@ void protmem_vm_create(struct protmem_vm *p, const struct protmem_opts *opts)
 	protmem_adjust_cpuid();
 	kvm_set_files_rlimit(p->nr_vcpus);
 
-	vm = vm_create_barebones();
+	vm = opts->type ? vm_create_barebones_type(opts->type) : vm_create_barebones();
 	p->vm = vm;
 	if (p->caps) {
 		r = protmem_enable_cap(vm, p->caps, opts->exit_flags);
@@ -148,9 +148,16 @@ void protmem_vm_create(struct protmem_vm *p, const struct protmem_opts *opts)
 	/* The slot is mapped with large pages above a few MiB: few tables. */
 	vm_init_defaults(vm, p->nr_vcpus, SZ_16M / PAGE_SIZE);
 
-	p->gmem = vm_create_guest_memfd(vm, p->size,
-					PROTMEM_GMEM_FLAGS | opts->gmem_flags);
-	p->mem = kvm_mmap(p->size, PROT_READ | PROT_WRITE, MAP_SHARED, p->gmem);
+	if (opts->type) {
+		/* What is shared is the VMM's own memory. */
+		p->gmem = vm_create_guest_memfd(vm, p->size, 0);
+		p->mem = kvm_mmap(p->size, PROT_READ | PROT_WRITE,
+				  MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	} else {
+		p->gmem = vm_create_guest_memfd(vm, p->size,
+						PROTMEM_GMEM_FLAGS | opts->gmem_flags);
+		p->mem = kvm_mmap(p->size, PROT_READ | PROT_WRITE, MAP_SHARED, p->gmem);
+	}
 	p->hva = p->mem;
 	if (p->decoy)
 		p->hva = kvm_mmap(p->size, PROT_READ | PROT_WRITE,

@@ -1,0 +1,562 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What protected memory costs, and what others cost that do something like it, in
+ * the same boot: ordinary memory of a VMM, guest_memfd as it is, and the
+ * conversions of a VM of type KVM_X86_SW_PROTECTED_VM.
+ *
+ * Prints lines of MEASURE RIVAL VALUE UNIT, separated by tabs.  "cycles" are what
+ * the TSC counts from the first to the last CPU: on an emulated CPU that counts
+ * instructions these are the instructions of all CPUs together.  Nothing here
+ * passes or fails for being fast or slow.
+ */
+#include <fcntl.h>
+#include <getopt.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <linux/falloc.h>
+#include <linux/kvm_para.h>
+
+#include "kvm_syscalls.h"
+#include "protmem.h"
+
+#define GPA		PROTMEM_GPA
+#define BLOCK		SZ_2M
+#define FAIL_PAGE	"/sys/kernel/debug/fail_page_alloc/"
+
+enum backing {
+	ANON_4K,		/* a VMM's own memory, no guest_memfd */
+	ANON_2M,
+	GMEM,			/* guest_memfd, shared, on the direct map */
+	PRIVATE_2M,		/* private, whole blocks */
+	PRIVATE_4K,		/* private but for a page of each block */
+	PRIVATE_BY_PAGE,	/* private, and the blocks are of one page */
+	HIDDEN_2M,
+	NR_BACKINGS
+};
+
+static const char * const backing_names[NR_BACKINGS] = {
+	[ANON_4K] = "anonymous memory, 4 KiB",
+	[ANON_2M] = "anonymous memory, THP",
+	[GMEM] = "guest_memfd",
+	[PRIVATE_2M] = "private, 2 MiB",
+	[PRIVATE_4K] = "private, 4 KiB of blocks",
+	[PRIVATE_BY_PAGE] = "private, blocks of 4 KiB",
+	[HIDDEN_2M] = "hidden, 2 MiB",
+};
+
+static u64 opt_size = SZ_256M;
+static int opt_vcpus = 4;
+
+static void result(const char *measure, const char *rival, double value, const char *unit)
+{
+	printf("%s\t%s\t%.6g\t%s\n", measure, rival, value, unit);
+	fflush(stdout);
+}
+
+static u64 now(void)
+{
+	return rdtsc();
+}
+
+/* Allocations of more than a page fail for this process, if it can be had. */
+static int small_pages_only(bool on)
+{
+	static const char * const set[][2] = {
+		{ "task-filter", "Y" }, { "min-order", "1" }, { "ignore-gfp-wait", "N" },
+		{ "ignore-gfp-highmem", "N" }, { "verbose", "0" }, { "times", "-1" },
+		{ "interval", "1" }, { "probability", "100" },
+	};
+	char path[128];
+	int i;
+
+	for (i = 0; on && i < ARRAY_SIZE(set); i++) {
+		snprintf(path, sizeof(path), FAIL_PAGE "%s", set[i][0]);
+		if (protmem_write_file(path, set[i][1]))
+			return -1;
+	}
+	return protmem_write_file("/proc/self/make-it-fail", on ? "1" : "0");
+}
+
+/* By which a CPU has others do something, flush their TLBs above all, so far. */
+static u64 cross_calls(void)
+{
+	FILE *f = fopen("/proc/interrupts", "r");
+	char line[1024], *s, *end;
+	u64 sum = 0, n;
+
+	TEST_ASSERT(f, "no /proc/interrupts");
+	while (fgets(line, sizeof(line), f)) {
+		s = strstr(line, "TLB:");
+		s = s ?: strstr(line, "CAL:");
+		for (s = s ? s + 4 : NULL; s; s = end) {
+			n = strtoull(s, &end, 10);
+			if (end == s)
+				break;
+			sum += n;
+		}
+	}
+	fclose(f);
+	return sum;
+}
+
+static u64 file_number(const char *path, const char *key)
+{
+	FILE *f = fopen(path, "r");
+	char line[256];
+	u64 n = 0;
+
+	TEST_ASSERT(f, "no %s", path);
+	while (fgets(line, sizeof(line), f)) {
+		if (!strncmp(line, key, strlen(key)) &&
+		    sscanf(line + strlen(key), " %lu", &n) == 1)
+			break;
+	}
+	fclose(f);
+	return n;
+}
+
+/* What clearing a page takes, by the instruction that the kernel uses for it. */
+static u64 clear_page_cycles(void)
+{
+	static u8 page[PAGE_SIZE] __aligned(PAGE_SIZE);
+	u64 start, n = 1000, i;
+
+	for (start = 0, i = 0; i <= n; i++) {
+		u64 count = PAGE_SIZE / 8;
+		void *p = page;
+
+		/* The first time it has to be faulted in. */
+		if (i == 1)
+			start = now();
+		asm volatile("rep stosq" : "+c"(count), "+D"(p) : "a"(0) : "memory");
+	}
+	return (now() - start) / n;
+}
+
+static int set_private(struct protmem_vm *p, u64 offset, u64 size, bool private)
+{
+	return protmem_set_attr(p->gmem, offset, size,
+				private ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0,
+				KVM_SET_MEMORY_ATTRIBUTES2_ZERO, NULL);
+}
+
+/* A VM with memory of that kind, all of it empty. */
+static void create(struct protmem_vm *p, enum backing backing, u64 size, int nr_vcpus)
+{
+	struct protmem_opts opts = {
+		.caps = backing == HIDDEN_2M ? PROTMEM_CAPS_HIDE :
+			backing >= PRIVATE_2M ? PROTMEM_CAPS : PROTMEM_CAPS_ORDINARY,
+		.size = size,
+		.nr_vcpus = nr_vcpus,
+		.no_slot = backing <= ANON_2M,
+	};
+	u64 off;
+
+	protmem_vm_create(p, &opts);
+	if (backing <= ANON_2M) {
+		kvm_munmap(p->mem, size);
+		p->mem = kvm_mmap(size + BLOCK, PROT_READ | PROT_WRITE,
+				  MAP_PRIVATE | MAP_ANONYMOUS, -1);
+		off = -(u64)p->mem % BLOCK;
+		kvm_munmap(p->mem + off + size, BLOCK - off);
+		if (off)
+			kvm_munmap(p->mem, off);
+		p->mem += off;
+		p->hva = p->mem;
+		TEST_ASSERT_EQ(madvise(p->mem, size, backing == ANON_2M ?
+				       MADV_HUGEPAGE : MADV_NOHUGEPAGE), 0);
+		TEST_ASSERT_EQ(__vm_set_user_memory_region(p->vm, PROTMEM_SLOT, 0, GPA,
+							   size, p->mem), 0);
+	}
+	if (backing >= PRIVATE_2M && backing != HIDDEN_2M)
+		TEST_ASSERT_EQ(set_private(p, 0, size, true), 0);
+	for (off = 0; backing == PRIVATE_4K && off < size; off += BLOCK)
+		TEST_ASSERT_EQ(set_private(p, off, PAGE_SIZE, false), 0);
+}
+
+static u64 guest_touch(u64 gpa, u64 size, u64 c, u64 d)
+{
+	u64 a;
+
+	for (a = gpa; a < gpa + size; a += PAGE_SIZE)
+		WRITE_ONCE(*(u64 *)a, a);
+	return 0;
+}
+
+struct runner {
+	struct protmem_vm *p;
+	int cpu;
+	pthread_barrier_t *barrier;
+	bool fail;
+};
+
+static void *run_vcpu(void *arg)
+{
+	struct runner *r = arg;
+
+	if (r->fail)
+		small_pages_only(true);
+	pthread_barrier_wait(r->barrier);
+	protmem_run(r->p, r->cpu);
+	if (r->fail)
+		small_pages_only(false);
+	return NULL;
+}
+
+/* Each vCPU touches its part of the memory, once; the cycles for all of it. */
+static u64 touch_all(struct protmem_vm *p, u64 size, bool fail)
+{
+	struct runner r[PROTMEM_MAX_VCPUS];
+	pthread_t t[PROTMEM_MAX_VCPUS];
+	pthread_barrier_t barrier;
+	u64 part = size / p->nr_vcpus, start;
+	int i;
+
+	pthread_barrier_init(&barrier, NULL, p->nr_vcpus + 1);
+	for (i = 0; i < p->nr_vcpus; i++) {
+		/* What the guest runs by is there already. */
+		protmem_call(p, i, guest_nop);
+		protmem_prepare(p, i, guest_touch, GPA + i * part, part, 0, 0);
+		r[i] = (struct runner) { p, i, &barrier, fail };
+		kvm_pthread_create(&t[i], NULL, run_vcpu, &r[i]);
+	}
+	start = now();
+	pthread_barrier_wait(&barrier);
+	for (i = 0; i < p->nr_vcpus; i++)
+		kvm_pthread_join(t[i], NULL);
+	start = now() - start;
+	pthread_barrier_destroy(&barrier);
+	return start;
+}
+
+static bool can_have(enum backing backing)
+{
+	if (backing == PRIVATE_BY_PAGE && (small_pages_only(true) || small_pages_only(false))) {
+		fprintf(stderr, "not measured: %s: it needs CONFIG_FAIL_PAGE_ALLOC\n",
+			backing_names[backing]);
+		return false;
+	}
+	return true;
+}
+
+static void first_touch(void)
+{
+	u64 pages = opt_size / PAGE_SIZE, cycles, flushes;
+	struct protmem_vm p;
+	enum backing b;
+
+	result("clear_page", "rep stosq", clear_page_cycles(), "cycles/page");
+	for (b = 0; b < NR_BACKINGS; b++) {
+		if (!can_have(b))
+			continue;
+		create(&p, b, opt_size, opt_vcpus);
+		flushes = cross_calls();
+		cycles = touch_all(&p, opt_size, b == PRIVATE_BY_PAGE);
+		flushes = cross_calls() - flushes;
+		result("first_touch", backing_names[b], (double)cycles / pages, "cycles/page");
+		result("first_touch_ipi", backing_names[b], (double)flushes * BLOCK / opt_size,
+		       "IPIs/2 MiB");
+		result("first_touch_2m", backing_names[b], vm_get_stat(p.vm, pages_2m), "entries");
+		protmem_vm_free(&p);
+	}
+}
+
+static void scale(void)
+{
+	static const enum backing backings[] = { GMEM, PRIVATE_2M, PRIVATE_4K };
+	struct protmem_vm p;
+	char measure[32];
+	int n, i;
+
+	for (n = 1; n <= PROTMEM_MAX_VCPUS && n <= protmem_nr_cpus(); n *= 2) {
+		for (i = 0; i < ARRAY_SIZE(backings); i++) {
+			create(&p, backings[i], SZ_64M, n);
+			snprintf(measure, sizeof(measure), "scale_%d", n);
+			result(measure, backing_names[backings[i]],
+			       (double)touch_all(&p, SZ_64M, false) / (SZ_64M / PAGE_SIZE),
+			       "cycles/page");
+			protmem_vm_free(&p);
+		}
+	}
+}
+
+/* A page with contents goes back and forth, and is used in between. */
+static u64 guest_swing(u64 gpa, u64 n, u64 c, u64 d)
+{
+	u64 i;
+
+	for (i = 0; i < n; i++) {
+		if (guest_convert(gpa, PAGE_SIZE, KVM_MAP_GPA_RANGE_DECRYPTED, 0))
+			return 1;
+		WRITE_ONCE(*(u64 *)gpa, i);
+		if (guest_convert(gpa, PAGE_SIZE, KVM_MAP_GPA_RANGE_ENCRYPTED, 0))
+			return 1;
+		WRITE_ONCE(*(u64 *)gpa, i);
+	}
+	return 0;
+}
+
+/* What a VMM does for a VM whose private memory is another file. */
+static void swing_by_vmm(struct protmem_vm *p)
+{
+	struct kvm_vcpu *vcpu = p->vcpu[0];
+	struct kvm_run *run = vcpu->run;
+
+	for (;;) {
+		bool private;
+		u64 gpa, size;
+
+		vcpu_run(vcpu);
+		if (run->exit_reason != KVM_EXIT_HYPERCALL) {
+			TEST_ASSERT(protmem_done(p, 0), "exit %u", run->exit_reason);
+			return;
+		}
+		gpa = run->hypercall.args[0];
+		size = run->hypercall.args[1] * PAGE_SIZE;
+		private = run->hypercall.args[2] & KVM_MAP_GPA_RANGE_ENCRYPTED;
+		vm_set_memory_attributes(p->vm, gpa, size, private ?
+					 KVM_MEMORY_ATTRIBUTE_PRIVATE : 0);
+		if (private)
+			TEST_ASSERT_EQ(madvise(p->mem + (gpa - GPA), size, MADV_DONTNEED), 0);
+		else
+			TEST_ASSERT_EQ(fallocate(p->gmem, FALLOC_FL_PUNCH_HOLE |
+						 FALLOC_FL_KEEP_SIZE, gpa - GPA, size), 0);
+		run->hypercall.ret = 0;
+	}
+}
+
+static void create_sw_protected(struct protmem_vm *p, u64 size)
+{
+	struct protmem_opts opts = { .type = KVM_X86_SW_PROTECTED_VM, .size = size };
+
+	protmem_vm_create(p, &opts);
+	vm_enable_cap(p->vm, KVM_CAP_EXIT_HYPERCALL, BIT(KVM_HC_MAP_GPA_RANGE));
+	vm_set_memory_attributes(p->vm, GPA, size, KVM_MEMORY_ATTRIBUTE_PRIVATE);
+}
+
+static void conversion(void)
+{
+	const u64 n = 200;
+	struct protmem_vm p;
+	u64 start;
+	int i;
+
+	/* In a block that becomes whole each time, and in one that never is. */
+	for (i = 0; i < 2; i++) {
+		enum backing b = i ? PRIVATE_4K : PRIVATE_2M;
+
+		create(&p, b, BLOCK, 1);
+		protmem_call(&p, 0, guest_touch, GPA, BLOCK);
+		protmem_call(&p, 0, guest_swing, GPA + PAGE_SIZE, 2);
+		start = now();
+		protmem_call(&p, 0, guest_swing, GPA + PAGE_SIZE, n);
+		result("convert_page", backing_names[b], (double)(now() - start) / (2 * n),
+		       "cycles");
+		protmem_vm_free(&p);
+	}
+
+	if (!(kvm_check_cap(KVM_CAP_VM_TYPES) & BIT(KVM_X86_SW_PROTECTED_VM))) {
+		fprintf(stderr, "not measured: conversions of a software-protected VM: it needs CONFIG_KVM_SW_PROTECTED_VM\n");
+		return;
+	}
+	create_sw_protected(&p, BLOCK);
+	protmem_call(&p, 0, guest_touch, GPA, BLOCK);
+	for (i = 0; i < 2; i++) {
+		protmem_prepare(&p, 0, guest_swing, GPA, i ? n : 2, 0, 0);
+		start = now();
+		swing_by_vmm(&p);
+	}
+	result("convert_page", "software-protected VM", (double)(now() - start) / (2 * n),
+	       "cycles");
+	protmem_vm_free(&p);
+}
+
+static void untouched(void)
+{
+	static const u64 sizes[] = { BLOCK, SZ_1G };
+	struct protmem_vm p;
+	char name[32];
+	u64 start;
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(sizes); i++) {
+		struct protmem_opts opts = { .caps = PROTMEM_CAPS, .size = SZ_1G };
+
+		protmem_vm_create(&p, &opts);
+		protmem_call(&p, 0, guest_nop);
+		start = now();
+		TEST_ASSERT_EQ(protmem_make_private(&p, GPA, sizes[i]), 0);
+		snprintf(name, sizeof(name), "%lu MiB", sizes[i] / SZ_1M);
+		result("untouched_private", name, now() - start, "cycles");
+		protmem_vm_free(&p);
+	}
+}
+
+/* mov %eax, (%rdi); dec %rcx; jnz the first; ret */
+static const u8 mmio_code[8] = { 0x89, 0x07, 0x48, 0xff, 0xc9, 0x75, 0xf9, 0xc3 };
+
+static void mmio(void)
+{
+	const u64 n = 500;
+	struct protmem_vm p;
+	u64 start, code;
+	int i, k;
+
+	memcpy(&code, mmio_code, sizeof(code));
+	for (i = 0; i < 2; i++) {
+		enum backing b = i ? PRIVATE_2M : GMEM;
+
+		create(&p, b, BLOCK, 1);
+		protmem_call(&p, 0, guest_write64, GPA, code);
+		for (k = 0; k < 2; k++) {
+			struct kvm_run *run = p.vcpu[0]->run;
+
+			protmem_prepare(&p, 0, (protmem_fn_t)GPA, PROTMEM_MMIO_GPA, 0, 0, k ? n : 2);
+			start = now();
+			do {
+				vcpu_run(p.vcpu[0]);
+			} while (run->exit_reason == KVM_EXIT_MMIO);
+			TEST_ASSERT(protmem_done(&p, 0), "exit %u", run->exit_reason);
+		}
+		result("mmio", backing_names[b], (double)(now() - start) / n, "cycles");
+		protmem_vm_free(&p);
+	}
+}
+
+static void teardown(void)
+{
+	static const enum backing backings[] = { ANON_4K, GMEM, PRIVATE_2M, PRIVATE_4K, HIDDEN_2M };
+	u64 size = opt_size, start;
+	struct protmem_vm p;
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(backings); i++) {
+		create(&p, backings[i], size, 1);
+		touch_all(&p, size, false);
+		start = now();
+		protmem_vm_free(&p);
+		result("teardown", backing_names[backings[i]],
+		       (double)(now() - start) / (size / PAGE_SIZE), "cycles/page");
+	}
+}
+
+static void direct_map(void)
+{
+	u64 before = 0, pages = 0;
+	struct protmem_vm p;
+	s64 off;
+	int i;
+
+	/* The first ones split what is left of 1 GiB, once. */
+	for (i = 0; i < 60; i++) {
+		if (i == 10)
+			before = file_number("/proc/meminfo", "DirectMap4k:");
+		create(&p, i & 1 ? PRIVATE_4K : PRIVATE_2M, SZ_32M, 1);
+		touch_all(&p, SZ_32M, false);
+		protmem_call(&p, 0, guest_swing, GPA + 3 * PAGE_SIZE, 5);
+		protmem_vm_free(&p);
+	}
+	off = protmem_wait_off_direct_map(0);
+	pages = file_number("/proc/meminfo", "DirectMap4k:");
+	result("direct_map_4k", "before 50 VMs", before, "KiB");
+	result("direct_map_4k", "after 50 VMs", pages, "KiB");
+	result("left_in_pools", "after 50 VMs", off, "bytes");
+}
+
+/* A guest that shares every other page: what it costs besides the pages. */
+static void metadata(void)
+{
+	const char *stat = "/sys/fs/cgroup/protmem_perf_test/memory.stat";
+	const u64 size = SZ_64M;
+	struct protmem_vm p;
+	u64 before, off;
+
+	if (access("/sys/fs/cgroup/cgroup.controllers", R_OK)) {
+		fprintf(stderr, "not measured: metadata: it needs cgroup v2 in /sys/fs/cgroup\n");
+		return;
+	}
+	protmem_cgroup_require("protmem_perf_test");
+	protmem_cgroup_create();
+	protmem_cgroup_enter();
+	create(&p, PRIVATE_2M, size, 1);
+	protmem_call(&p, 0, guest_nop);
+	before = file_number(stat, "kernel ");
+	touch_all(&p, size, false);
+	result("metadata", "all private", (double)(file_number(stat, "kernel ") - before -
+		vm_get_stat(p.vm, protmem_block_bytes)) * SZ_1G / size / SZ_1M, "MiB/GiB");
+	for (off = 0; off < size; off += 2 * PAGE_SIZE)
+		TEST_ASSERT_EQ(protmem_make_shared(&p, GPA + off, PAGE_SIZE), 0);
+	protmem_call(&p, 0, guest_touch, GPA, size);
+	result("metadata", "every other page shared", (double)(file_number(stat, "kernel ") -
+		before - vm_get_stat(p.vm, protmem_block_bytes)) * SZ_1G / size / SZ_1M, "MiB/GiB");
+	result("held", "every other page shared",
+	       (double)(vm_get_stat(p.vm, protmem_block_bytes) +
+			vm_get_stat(p.vm, protmem_shared_bytes)) / size, "x size");
+	protmem_vm_free(&p);
+	protmem_cgroup_leave();
+	protmem_cgroup_destroy();
+}
+
+static const struct { const char *name; void (*fn)(void); } measures[] = {
+	{ "first_touch", first_touch },
+	{ "scale", scale },
+	{ "conversion", conversion },
+	{ "untouched", untouched },
+	{ "mmio", mmio },
+	{ "teardown", teardown },
+	{ "direct_map", direct_map },
+	{ "metadata", metadata },
+};
+
+static void help(const char *name)
+{
+	int i;
+
+	printf("usage: %s [-h] [-s MIB] [-v VCPUS] [MEASURE...]\n\n"
+	       "-s: memory to touch (default: 256), -v: vCPUs to touch it (default: 4)\n"
+	       "Measures (default: all):", name);
+	for (i = 0; i < ARRAY_SIZE(measures); i++)
+		printf(" %s", measures[i].name);
+	printf("\n");
+}
+
+int main(int argc, char **argv)
+{
+	int opt, i, k;
+
+	while ((opt = getopt(argc, argv, "hs:v:")) != -1) {
+		switch (opt) {
+		case 's':
+			opt_size = atoi_positive("Memory in MiB", optarg) * (u64)SZ_1M;
+			break;
+		case 'v':
+			opt_vcpus = atoi_positive("vCPUs", optarg);
+			break;
+		default:
+			help(argv[0]);
+			return opt == 'h' ? 0 : KSFT_FAIL;
+		}
+	}
+	TEST_ASSERT(opt_vcpus <= PROTMEM_MAX_VCPUS && opt_size / BLOCK % opt_vcpus == 0,
+		    "Each vCPU has to have whole blocks of 2 MiB, and there are %d at most",
+		    PROTMEM_MAX_VCPUS);
+
+	protmem_require();
+	for (k = optind; k < argc; k++) {
+		for (i = 0; i < ARRAY_SIZE(measures) && strcmp(measures[i].name, argv[k]); i++)
+			;
+		TEST_ASSERT(i < ARRAY_SIZE(measures), "No measure is called '%s'", argv[k]);
+	}
+	for (i = 0; i < ARRAY_SIZE(measures); i++) {
+		for (k = optind; k < argc && strcmp(measures[i].name, argv[k]); k++)
+			;
+		if (optind == argc || k < argc)
+			measures[i].fn();
+	}
+	return 0;
+}
