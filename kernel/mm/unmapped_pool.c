@@ -1145,8 +1145,8 @@ static void give_back(struct unmapped_pool *pool, struct page *page, unsigned in
 	for (i = 0; i < nr; i += n) {
 		n = scrubbable(page + i, min(nr - i, UNMAPPED_CLEAR_PAGES));
 		if (!n) {
-			if (!PageHWPoison(page + i))
-				__set_bit(i, held);
+			/* Not scrubbed, whatever becomes of it. */
+			__set_bit(i, held);
 			n = 1;
 			continue;
 		}

@@ -79,8 +79,8 @@
 /* The gfns for which the pool can set a block aside. */
 #define PROTMEM_BLOCK_PAGES	((pgoff_t)UNMAPPED_BLOCK_PAGES)
 
-/* Jiffies for which a page has to be shared, for a large entry to be worth it. */
-#define PROTMEM_SWING		HZ
+/* A block is left in small entries so many jiffies after pages of it were shared. */
+#define PROTMEM_SWING		(HZ / 4)
 
 static bool protmem_all_private(struct kvm_protmem_inode *pi, pgoff_t first,
 				pgoff_t last)
@@ -422,15 +422,11 @@ static unsigned int protmem_max_order(struct kvm_protmem_inode *pi, pgoff_t inde
 	    !protmem_block_uniform(pi, index, gfn, index, index + 1))
 		return 0;
 
-	/*
-	 * A page that goes back and forth all the time would have its block mapped
-	 * by one entry and split again each time.
-	 */
-	shared_at = xa_load(&pi->shared_at, index);
+	shared_at = xa_load(&pi->shared_at, gfn >> UNMAPPED_BLOCK_ORDER);
 	if (shared_at) {
-		xa_erase(&pi->shared_at, index);
 		if ((u32)jiffies - (u32)xa_to_value(shared_at) < PROTMEM_SWING)
 			return 0;
+		xa_erase(&pi->shared_at, gfn >> UNMAPPED_BLOCK_ORDER);
 	}
 
 	page -= off;
@@ -930,6 +926,28 @@ out_unlock:
 }
 
 /*
+ * A page that goes back and forth all the time would have its block mapped by one
+ * entry and split again each time.  What leaves as a whole can come back as a whole.
+ */
+static void protmem_note_shared(struct kvm_protmem_inode *pi, pgoff_t index)
+{
+	gfn_t gfn = protmem_gfn(pi, index);
+	pgoff_t off = gfn & (PROTMEM_BLOCK_PAGES - 1);
+	pgoff_t end = index - off + PROTMEM_BLOCK_PAGES;
+
+	lockdep_assert_held_write(&pi->inode->i_mapping->invalidate_lock);
+
+	if (gfn == ~0ULL || index < off)
+		return;
+	if (protmem_find_private(pi, index - off, end) == end)
+		xa_erase(&pi->shared_at, gfn >> UNMAPPED_BLOCK_ORDER);
+	else
+		/* For a hint nothing is reclaimed, and nobody killed. */
+		xa_store(&pi->shared_at, gfn >> UNMAPPED_BLOCK_ORDER,
+			 xa_mk_value((u32)jiffies), GFP_NOWAIT | __GFP_ACCOUNT);
+}
+
+/*
  * Makes the private pages of [*@pos, @end) shared and keeps their contents,
  * one batch of them.  @slot is NULL for userspace.
  *
@@ -1040,12 +1058,13 @@ static int protmem_make_shared(struct kvm_protmem_inode *pi, pgoff_t *pos,
 		r = 0;
 	}
 
-	for (i = 0; i < done; i++) {
+	for (i = 0; i < done; i++)
 		now.page[i] = xa_erase(&pi->pages, now.index[i]);
-		/* If there is no memory for it nothing is lost. */
-		xa_store(&pi->shared_at, now.index[i], xa_mk_value((u32)jiffies),
-			 GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
-	}
+	/* What is in between is most often in the block of one of them. */
+	if (done)
+		protmem_note_shared(pi, now.index[0]);
+	if (done > 1)
+		protmem_note_shared(pi, now.index[done - 1]);
 
 	if (now.nr)
 		kvm_gmem_invalidate_end(pi->inode, start, zapped);

@@ -25,8 +25,9 @@ struct unmapped_pool;
  * @pages: the pages of @pool by index: what is private, or with @hidden
  *	everything, whatever @state says.  An index that is to be in it but is
  *	not is empty.  The page cache holds the shared folios and nothing else.
- * @shared_at: when a populated page was last shared, in jiffies, by index; a hint
- *	with a lock of its own, dropped when the page is private and used again.
+ * @shared_at: by gfn >> UNMAPPED_BLOCK_ORDER, when a populated page of the block was
+ *	last shared while others stayed private, in jiffies.  A hint: an entry may be
+ *	missing, and one that is old goes when the block is next faulted in.
  * @gfns: ranges of indices that have ever been bound, with the distance of
  *	their gfns (kvm_protmem_gfn()).  Ranges are added and never removed.
  * @bound: a slot has been bound, @slot_flags are fixed.

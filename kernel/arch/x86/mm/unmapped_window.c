@@ -42,6 +42,7 @@
 
 #include <asm/asm.h>
 #include <asm/cpufeature.h>
+#include <asm/mce.h>
 #include <asm/mmu_context.h>
 #include <asm/pgtable.h>
 #include <asm/sections.h>
@@ -215,8 +216,9 @@ static __always_inline void unmapped_window_close(struct unmapped_window_state *
  * may be called with AC set, and no instrumentation may look at the address.
  * A machine check (or a fault, which only a caller's bug can cause) ends the
  * copy.  An aligned operand of up to eight bytes is accessed at once, which is
- * what the guest's page tables need.  More is copied by a string instruction, in
- * which a machine check is as recoverable as in copy_mc_to_kernel().
+ * what the guest's page tables need.  More is copied by a string instruction if
+ * @strings, which the caller has from copy_mc_is_fragile(): there are CPUs on which
+ * these make a machine check fatal.
  *
  * Return: 0, or the number of the exception, which EX_TYPE_FAULT_MCE_SAFE
  * leaves in RAX.  (A divide error, number 0, can't happen here.)
@@ -241,12 +243,12 @@ static __always_inline void unmapped_window_close(struct unmapped_window_state *
 })
 
 static __always_inline unsigned long unmapped_window_copy(void *dst, const void *src,
-							  unsigned int len)
+							  unsigned int len, bool strings)
 {
 	unsigned long trapnr = 0;
 
 	lass_stac();
-	if (len >= 64) {
+	if (strings && len >= 64) {
 		unsigned long n = len / 8;
 
 		asm volatile("1: rep movsq\n"
@@ -286,6 +288,7 @@ static __always_inline int unmapped_window_access(struct page *page, unsigned in
 						 void *buf, unsigned int len,
 						 bool write)
 {
+	bool strings = !copy_mc_is_fragile();
 	struct unmapped_window_state s;
 	unsigned long trapnr;
 	void *p;
@@ -295,9 +298,9 @@ static __always_inline int unmapped_window_access(struct page *page, unsigned in
 
 	p = unmapped_window_open(&s, page, 1, write ? PAGE_KERNEL : PAGE_KERNEL_RO);
 	if (write)
-		trapnr = unmapped_window_copy(p + off, buf, len);
+		trapnr = unmapped_window_copy(p + off, buf, len, strings);
 	else
-		trapnr = unmapped_window_copy(buf, p + off, len);
+		trapnr = unmapped_window_copy(buf, p + off, len, strings);
 	unmapped_window_close(&s, 1);
 
 	return unmapped_window_error(trapnr);
@@ -406,6 +409,7 @@ EXPORT_SYMBOL_FOR_KVM(unmapped_page_cmpxchg);
 int unmapped_pages_clear(struct page *page, unsigned int nr)
 {
 	struct unmapped_window_state s;
+	unsigned long n = nr * (PAGE_SIZE / 8);
 	void *p;
 
 	if (!unmapped_window_range_ok(0, PAGE_SIZE) ||
@@ -414,7 +418,7 @@ int unmapped_pages_clear(struct page *page, unsigned int nr)
 
 	p = unmapped_window_open(&s, page, nr, PAGE_KERNEL);
 	lass_stac();
-	__inline_memset(p, 0, nr * PAGE_SIZE);
+	asm volatile("rep stosq" : "+D" (p), "+c" (n) : "a" (0) : "memory");
 	lass_clac();
 	unmapped_window_close(&s, nr);
 

@@ -6,6 +6,7 @@
  */
 #include <fcntl.h>
 #include <pthread.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "kselftest_harness.h"
@@ -17,6 +18,8 @@
 #define NR_BLOCKS	4
 #define SIZE		(NR_BLOCKS * BLOCK)
 #define SEED		0x1a46e
+/* How long a block stays small after a page of it was shared: KVM's choice. */
+#define SWING_US	250000
 
 /*
  * The slot has all of its blocks in the guest_memfd from @offset on: what the
@@ -203,11 +206,8 @@ TEST_F(convertible, one_page_shared_and_back)
 						      PAGE_SIZE, SEED + i + 1));
 		EXPECT_LARGE(NR_BLOCKS - 1);
 
-		/*
-		 * Whole again: the first access to what was missing says so, if it
-		 * was missing for a while.
-		 */
-		sleep(2);
+		/* Whole again: the first access to what was missing says so. */
+		usleep(2 * SWING_US);
 		ASSERT_EQ(0, protmem_make_private(p, page, PAGE_SIZE));
 		EXPECT_EQ(0, protmem_call(p, 0, guest_check, page, PAGE_SIZE,
 					  SEED + i + 1));
@@ -470,6 +470,52 @@ TEST_F(convertible, neighbours_fault)
 	ASSERT_TRUE(refused(hva(d, page)));
 	EXPECT_NE(0, READ_ONCE(cmd->count));
 	EXPECT_EQ(2 * n, protmem_call(p, 0, guest_read64, page));
+
+	ASSERT_EQ(0, protmem_make_shared(p, page, PAGE_SIZE));
+	usleep(2 * SWING_US);
+	ASSERT_EQ(0, protmem_make_private(p, page, PAGE_SIZE));
+	EXPECT_EQ(2 * n, protmem_call(p, 0, guest_read64, page));
+	EXPECT_LARGE(1);
+}
+
+static u64 now_us(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000000ull + ts.tv_nsec / 1000;
+}
+
+/* What comes back at once may go again: its block is not made whole for that. */
+TEST_F(convertible, page_that_swings)
+{
+	FIXTURE_DATA(large) *d = &self->d;
+	struct protmem_vm *p = &d->p;
+	u64 page = GPA + 5 * PAGE_SIZE, start, took = SWING_US;
+	int i;
+
+	ASSERT_EQ(0, set_state(d, GPA, SIZE, true));
+	protmem_call(p, 0, guest_fill, GPA, SIZE, SEED);
+	EXPECT_LARGE(NR_BLOCKS);
+
+	/* On a slow machine it may take several tries to be fast enough. */
+	for (i = 0; i < 100 && took >= SWING_US / 2; i++) {
+		start = now_us();
+		ASSERT_EQ(0, protmem_make_shared(p, page, PAGE_SIZE));
+		ASSERT_EQ(0, protmem_make_private(p, page, PAGE_SIZE));
+		EXPECT_EQ(0, protmem_call(p, 0, guest_check, page, PAGE_SIZE, SEED));
+		took = now_us() - start;
+		if (took < SWING_US / 2)
+			EXPECT_LARGE(NR_BLOCKS - 1);
+	}
+	ASSERT_LT(took, SWING_US / 2);
+
+	/* All of a block at once is no such case. */
+	ASSERT_EQ(0, protmem_make_shared(p, GPA + BLOCK, BLOCK));
+	EXPECT_LARGE(NR_BLOCKS - 2);
+	ASSERT_EQ(0, protmem_make_private(p, GPA + BLOCK, BLOCK));
+	EXPECT_EQ(0, protmem_call(p, 0, guest_check, GPA + BLOCK, BLOCK, SEED));
+	EXPECT_LARGE(NR_BLOCKS - 1);
 }
 
 int main(int argc, char **argv)

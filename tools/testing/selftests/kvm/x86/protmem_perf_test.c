@@ -6,8 +6,9 @@
  *
  * Prints lines of MEASURE RIVAL VALUE UNIT, separated by tabs.  "cycles" are what
  * the TSC counts from the first to the last CPU: on an emulated CPU that counts
- * instructions these are the instructions of all CPUs together.  Nothing here
- * passes or fails for being fast or slow.
+ * instructions these are the instructions of all CPUs together, and the time in
+ * which all of them wait for a timer.  Nothing here passes or fails for being fast
+ * or slow.
  */
 #include <fcntl.h>
 #include <getopt.h>
@@ -63,7 +64,7 @@ static u64 now(void)
 	return rdtsc();
 }
 
-/* Allocations of more than a page fail for this process, if it can be had. */
+/* Allocations of more than a page fail for this thread, if it can be had. */
 static int small_pages_only(bool on)
 {
 	static const char * const set[][2] = {
@@ -79,10 +80,10 @@ static int small_pages_only(bool on)
 		if (protmem_write_file(path, set[i][1]))
 			return -1;
 	}
-	return protmem_write_file("/proc/self/make-it-fail", on ? "1" : "0");
+	return protmem_write_file("/proc/thread-self/make-it-fail", on ? "1" : "0");
 }
 
-/* By which a CPU has others do something, flush their TLBs above all, so far. */
+/* By which a CPU has others do something so far; to flush their TLBs above all. */
 static u64 cross_calls(void)
 {
 	FILE *f = fopen("/proc/interrupts", "r");
@@ -91,8 +92,8 @@ static u64 cross_calls(void)
 
 	TEST_ASSERT(f, "no /proc/interrupts");
 	while (fgets(line, sizeof(line), f)) {
-		s = strstr(line, "TLB:");
-		s = s ?: strstr(line, "CAL:");
+		/* "TLB" counts some of these once more. */
+		s = strstr(line, "CAL:");
 		for (s = s ? s + 4 : NULL; s; s = end) {
 			n = strtoull(s, &end, 10);
 			if (end == s)
@@ -200,11 +201,11 @@ static void *run_vcpu(void *arg)
 	struct runner *r = arg;
 
 	if (r->fail)
-		small_pages_only(true);
+		TEST_ASSERT_EQ(small_pages_only(true), 0);
 	pthread_barrier_wait(r->barrier);
 	protmem_run(r->p, r->cpu);
 	if (r->fail)
-		small_pages_only(false);
+		TEST_ASSERT_EQ(small_pages_only(false), 0);
 	return NULL;
 }
 
@@ -246,7 +247,7 @@ static bool can_have(enum backing backing)
 
 static void first_touch(void)
 {
-	u64 pages = opt_size / PAGE_SIZE, cycles, flushes;
+	u64 pages = opt_size / PAGE_SIZE, cycles, flushes, large;
 	struct protmem_vm p;
 	enum backing b;
 
@@ -261,7 +262,13 @@ static void first_touch(void)
 		result("first_touch", backing_names[b], (double)cycles / pages, "cycles/page");
 		result("first_touch_ipi", backing_names[b], (double)flushes * BLOCK / opt_size,
 		       "IPIs/2 MiB");
-		result("first_touch_2m", backing_names[b], vm_get_stat(p.vm, pages_2m), "entries");
+		/* That it is what it is called. */
+		large = vm_get_stat(p.vm, pages_2m);
+		if (b == PRIVATE_4K || b == PRIVATE_BY_PAGE)
+			TEST_ASSERT_EQ(large, 0);
+		if (b == PRIVATE_2M || b == HIDDEN_2M)
+			TEST_ASSERT(large >= opt_size / BLOCK - 2, "only %lu large mappings", large);
+		result("first_touch_2m", backing_names[b], large, "entries");
 		protmem_vm_free(&p);
 	}
 }
@@ -341,24 +348,45 @@ static void create_sw_protected(struct protmem_vm *p, u64 size)
 
 static void conversion(void)
 {
-	const u64 n = 200;
+	const u64 n = 200, rounds = 10;
 	struct protmem_vm p;
-	u64 start;
+	u64 start, sum;
 	int i;
 
-	/* In a block that becomes whole each time, and in one that never is. */
+	/*
+	 * In a block that is whole at first, and stays in small entries as long as
+	 * a page of it swings, and in one that never is whole.
+	 */
 	for (i = 0; i < 2; i++) {
 		enum backing b = i ? PRIVATE_4K : PRIVATE_2M;
 
 		create(&p, b, BLOCK, 1);
 		protmem_call(&p, 0, guest_touch, GPA, BLOCK);
-		protmem_call(&p, 0, guest_swing, GPA + PAGE_SIZE, 2);
+		TEST_ASSERT_EQ(protmem_call(&p, 0, guest_swing, GPA + PAGE_SIZE, 2), 0);
 		start = now();
-		protmem_call(&p, 0, guest_swing, GPA + PAGE_SIZE, n);
+		TEST_ASSERT_EQ(protmem_call(&p, 0, guest_swing, GPA + PAGE_SIZE, n), 0);
 		result("convert_page", backing_names[b], (double)(now() - start) / (2 * n),
 		       "cycles");
 		protmem_vm_free(&p);
 	}
+
+	/* What it takes to split a block and to have it whole again. */
+	create(&p, PRIVATE_2M, BLOCK, 1);
+	protmem_call(&p, 0, guest_touch, GPA, BLOCK);
+	for (i = 0, sum = 0; i < rounds; i++) {
+		TEST_ASSERT_EQ(vm_get_stat(p.vm, pages_2m), 1);
+		start = now();
+		TEST_ASSERT_EQ(protmem_make_shared(&p, GPA + PAGE_SIZE, PAGE_SIZE), 0);
+		protmem_call(&p, 0, guest_touch, GPA, BLOCK);
+		sum += now() - start;
+		usleep(500000);
+		start = now();
+		TEST_ASSERT_EQ(protmem_make_private(&p, GPA + PAGE_SIZE, PAGE_SIZE), 0);
+		protmem_call(&p, 0, guest_touch, GPA, BLOCK);
+		sum += now() - start;
+	}
+	result("split_block", backing_names[PRIVATE_2M], (double)sum / rounds, "cycles");
+	protmem_vm_free(&p);
 
 	if (!(kvm_check_cap(KVM_CAP_VM_TYPES) & BIT(KVM_X86_SW_PROTECTED_VM))) {
 		fprintf(stderr, "not measured: conversions of a software-protected VM: it needs CONFIG_KVM_SW_PROTECTED_VM\n");
@@ -370,6 +398,7 @@ static void conversion(void)
 		protmem_prepare(&p, 0, guest_swing, GPA, i ? n : 2, 0, 0);
 		start = now();
 		swing_by_vmm(&p);
+		TEST_ASSERT_EQ(p.cmd[0]->ret, 0);
 	}
 	result("convert_page", "software-protected VM", (double)(now() - start) / (2 * n),
 	       "cycles");
@@ -458,10 +487,11 @@ static void direct_map(void)
 			before = file_number("/proc/meminfo", "DirectMap4k:");
 		create(&p, i & 1 ? PRIVATE_4K : PRIVATE_2M, SZ_32M, 1);
 		touch_all(&p, SZ_32M, false);
-		protmem_call(&p, 0, guest_swing, GPA + 3 * PAGE_SIZE, 5);
+		TEST_ASSERT_EQ(protmem_call(&p, 0, guest_swing, GPA + 3 * PAGE_SIZE, 5), 0);
 		protmem_vm_free(&p);
 	}
 	off = protmem_wait_off_direct_map(0);
+	TEST_ASSERT(off >= 0, "no figure of what is off the direct map");
 	pages = file_number("/proc/meminfo", "DirectMap4k:");
 	result("direct_map_4k", "before 50 VMs", before, "KiB");
 	result("direct_map_4k", "after 50 VMs", pages, "KiB");
@@ -474,7 +504,8 @@ static void metadata(void)
 	const char *stat = "/sys/fs/cgroup/protmem_perf_test/memory.stat";
 	const u64 size = SZ_64M;
 	struct protmem_vm p;
-	u64 before, off;
+	s64 before, kernel;
+	u64 off;
 
 	if (access("/sys/fs/cgroup/cgroup.controllers", R_OK)) {
 		fprintf(stderr, "not measured: metadata: it needs cgroup v2 in /sys/fs/cgroup\n");
@@ -487,13 +518,15 @@ static void metadata(void)
 	protmem_call(&p, 0, guest_nop);
 	before = file_number(stat, "kernel ");
 	touch_all(&p, size, false);
-	result("metadata", "all private", (double)(file_number(stat, "kernel ") - before -
-		vm_get_stat(p.vm, protmem_block_bytes)) * SZ_1G / size / SZ_1M, "MiB/GiB");
+	kernel = file_number(stat, "kernel ") - vm_get_stat(p.vm, protmem_block_bytes);
+	result("metadata", "all private", (double)(kernel - before) * SZ_1G / size / SZ_1M,
+	       "MiB/GiB");
 	for (off = 0; off < size; off += 2 * PAGE_SIZE)
 		TEST_ASSERT_EQ(protmem_make_shared(&p, GPA + off, PAGE_SIZE), 0);
 	protmem_call(&p, 0, guest_touch, GPA, size);
-	result("metadata", "every other page shared", (double)(file_number(stat, "kernel ") -
-		before - vm_get_stat(p.vm, protmem_block_bytes)) * SZ_1G / size / SZ_1M, "MiB/GiB");
+	kernel = file_number(stat, "kernel ") - vm_get_stat(p.vm, protmem_block_bytes);
+	result("metadata", "every other page shared",
+	       (double)(kernel - before) * SZ_1G / size / SZ_1M, "MiB/GiB");
 	result("held", "every other page shared",
 	       (double)(vm_get_stat(p.vm, protmem_block_bytes) +
 			vm_get_stat(p.vm, protmem_shared_bytes)) / size, "x size");
