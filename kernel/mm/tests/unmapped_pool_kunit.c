@@ -265,6 +265,63 @@ static void up_test_window_clear(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, up_quarantined(test), 0);
 }
 
+/* Pages that are next to each other, but of two blocks, one of them held by someone. */
+static void up_test_free_range(struct kunit *test)
+{
+	struct up_test *t = test->priv;
+	struct page *first[8], *run;
+	unsigned int a, b, i;
+	u64 gfn;
+
+	for (i = 0; i < ARRAY_SIZE(first); i++)
+		first[i] = up_alloc(test, GFN(i), true);
+	up_need_large(test, first, ARRAY_SIZE(first));
+	for (i = 0; i < ARRAY_SIZE(first) * ARRAY_SIZE(first); i++) {
+		a = i / ARRAY_SIZE(first);
+		b = i % ARRAY_SIZE(first);
+		if (page_to_pfn(first[b]) == page_to_pfn(first[a]) + BLOCK_PAGES)
+			break;
+	}
+	if (i == ARRAY_SIZE(first) * ARRAY_SIZE(first)) {
+		for (i = 0; i < ARRAY_SIZE(first); i++)
+			unmapped_pool_free(t->pool, first[i]);
+		kunit_skip(test, "no two blocks next to each other to be had");
+	}
+
+	/* Three pages of each. */
+	run = first[b] - 3;
+	for (i = 0; i < 6; i++) {
+		gfn = i < 3 ? GFN(a) + BLOCK_PAGES - 3 + i : GFN(b) + i - 3;
+		if (i != 3)
+			KUNIT_ASSERT_PTR_EQ(test, up_alloc(test, gfn, true), run + i);
+		up_fill(test, run + i, gfn);
+	}
+	get_page(run + 2);
+	unmapped_pool_free_range(t->pool, run, 6);
+	KUNIT_EXPECT_EQ(test, up_quarantined(test), PAGE_SIZE);
+	for (i = 0; i < 6; i++) {
+		gfn = i < 3 ? GFN(a) + BLOCK_PAGES - 3 + i : GFN(b) + i - 3;
+		if (i == 2)
+			continue;
+		KUNIT_EXPECT_PTR_EQ(test, up_alloc(test, gfn, true), run + i);
+		KUNIT_EXPECT_TRUE(test, up_is_zero(run + i));
+	}
+	unmapped_pool_free_range(t->pool, run, 2);
+	unmapped_pool_free_range(t->pool, run + 3, 3);
+
+	for (i = 0; i < ARRAY_SIZE(first); i++) {
+		if (i != b)
+			unmapped_pool_free(t->pool, first[i]);
+	}
+	unmapped_retry_delay = HZ / 20;
+	put_page(run + 2);
+	up_put(test);
+	for (i = 0; i < 100 && up_bytes(test); i++)
+		msleep(20);
+	KUNIT_EXPECT_EQ(test, up_bytes(test), 0);
+	KUNIT_EXPECT_EQ(test, up_quarantined(test), 0);
+}
+
 /* A fault at a caller's buffer is that caller's bug: no page is to be called broken for it. */
 static void up_test_window_fault(struct kunit *test)
 {
@@ -1177,6 +1234,7 @@ static void up_test_stress_small(struct kunit *test)
 static struct kunit_case up_cases[] = {
 	KUNIT_CASE(up_test_window),
 	KUNIT_CASE(up_test_window_clear),
+	KUNIT_CASE(up_test_free_range),
 	KUNIT_CASE(up_test_window_fault),
 	KUNIT_CASE(up_test_window_task),
 	KUNIT_CASE(up_test_cmpxchg),
