@@ -31,9 +31,11 @@ struct kvm_vcpu;
  * @unmaps: memory of the VM may be off the direct map: @caps is not 0, or a
  *	guest_memfd with GUEST_MEMFD_FLAG_NO_DIRECT_MAP has been created, which
  *	needs no @caps.  Set under kvm->lock, never cleared.
- * @latched: the guest has made a page private.  Set under the exclusive
- *	invalidate_lock of the inode that holds the page, cleared only by
- *	wipe-and-reset, with all vCPUs locked out.
+ * @latched: the guest has made a page private, or, where memory is private from the
+ *	start, it runs.  Set under the exclusive invalidate_lock of the inode that
+ *	holds the page, or by kvm_protmem_latch(); cleared only by wipe-and-reset,
+ *	with all vCPUs locked out.
+ * @may_run: kvm_protmem_latch() has come to its end since the last reset.
  * @inodes: the guest_memfd inodes with protected memory of this VM, by
  *	kvm_protmem_inode.entry; protected by slots_lock.
  */
@@ -42,6 +44,7 @@ struct kvm_protmem {
 	u64 exit_flags;
 	bool unmaps;
 	bool latched;
+	bool may_run;
 	struct list_head inodes;
 };
 
@@ -55,6 +58,7 @@ bool kvm_protmem_supports_no_direct_map(struct kvm *kvm);
 u32 kvm_protmem_valid_slot_flags(struct kvm *kvm, u32 flags);
 int kvm_protmem_enable_cap(struct kvm *kvm, const struct kvm_enable_cap *cap);
 int kvm_protmem_reset(struct kvm *kvm);
+int kvm_protmem_latch(struct kvm *kvm);
 int kvm_protmem_slot_leave(struct kvm *kvm, struct kvm_memory_slot *slot);
 void kvm_protmem_slot_stay(struct kvm *kvm, struct kvm_memory_slot *slot);
 int kvm_protmem_convert_range(struct kvm_vcpu *vcpu, gfn_t *gfn, gfn_t end,
@@ -85,7 +89,9 @@ int kvm_protmem_cmpxchg(struct kvm_vcpu *vcpu, struct kvm_memory_slot *slot,
  *  - walks guest page tables and emulates instructions by kvm_protmem_read(),
  *    kvm_protmem_cmpxchg() and kvm_vcpu_{read,write}_guest_page() only, and
  *    never makes an MMIO exit of an access to a slot with private pages;
- *  - answers the guest's hypercalls with kvm_protmem_convert_range();
+ *  - answers the guest's hypercalls with kvm_protmem_convert_range(), and calls
+ *    kvm_protmem_latch() before a guest first runs that has private pages from the
+ *    start;
  *  - has one address space for a VM with kvm_has_protected_memory(), and refuses
  *    whatever else needs a mapping of the guest's memory.
  */

@@ -9,13 +9,15 @@
 #include <linux/types.h>
 #include <linux/errno.h>
 #include <linux/gfp_types.h>
+#include <linux/log2.h>
+#include <linux/sizes.h>
 
 /*
  * A pool takes its memory in blocks, of this size where there is one: that of one
- * entry of the direct map, where that has a larger size than the page.  For users
- * of <linux/mm.h>.
+ * entry of the direct map, where that has a larger size than the page, and is not
+ * larger than 2 MiB.  For users of <linux/mm.h>.
  */
-#define UNMAPPED_BLOCK_ORDER	MIN(PMD_ORDER, MAX_PAGE_ORDER)
+#define UNMAPPED_BLOCK_ORDER	MIN(MIN(PMD_ORDER, MAX_PAGE_ORDER), ilog2(SZ_2M) - PAGE_SHIFT)
 #define UNMAPPED_BLOCK_PAGES	(1U << UNMAPPED_BLOCK_ORDER)
 
 struct mempolicy;

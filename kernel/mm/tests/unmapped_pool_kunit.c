@@ -334,9 +334,11 @@ static void up_test_window_fault(struct kunit *test)
 
 	kunit_warning_suppress(test) {
 		KUNIT_EXPECT_EQ(test, unmapped_page_read(page, 0, guard - 8, 16), -EFAULT);
+		KUNIT_EXPECT_SUPPRESSED_WARNING_COUNT(test, 1);
+	}
+	kunit_warning_suppress(test) {
 		KUNIT_EXPECT_EQ(test, unmapped_page_read(page, 0, guard - 3, 4), -EFAULT);
 		KUNIT_EXPECT_EQ(test, unmapped_page_write(page, 0, guard, 1), -EFAULT);
-		KUNIT_EXPECT_SUPPRESSED_WARNING_COUNT(test, 3);
 	}
 	KUNIT_EXPECT_FALSE(test, irqs_disabled());
 	KUNIT_EXPECT_EQ(test, unmapped_page_read(page, 0, buf, 8), 0);
@@ -399,7 +401,12 @@ static void up_test_cmpxchg(struct kunit *test)
 		KUNIT_EXPECT_EQ(test, unmapped_page_read(page, 64, found, sizeof(found)), 0);
 		KUNIT_EXPECT_MEMEQ(test, found, expect, sizeof(found));
 
-		/* Not aligned, but within a cache line. */
+		/* Not aligned, but within a cache line: not all architectures do that. */
+		if (size > 1 && !IS_ENABLED(CONFIG_X86)) {
+			KUNIT_EXPECT_EQ(test, unmapped_page_cmpxchg(page, 81, old, init, size),
+					-EINVAL);
+			continue;
+		}
 		memcpy(old, expect + 17, size);
 		KUNIT_EXPECT_EQ(test, unmapped_page_cmpxchg(page, 81, old, init, size), 0);
 		memcpy(expect + 17, init, size);

@@ -1818,6 +1818,36 @@ static bool protmem_reset_step(struct kvm_protmem_inode *pi)
 }
 
 /**
+ * kvm_protmem_latch - close the latch before the guest runs
+ * @kvm: the VM.
+ *
+ * For an architecture on which memory is private when the guest starts.  Called in
+ * KVM_RUN, with a vCPU's mutex held, which keeps KVM_RESET_PROTECTED_MEMORY away, and
+ * without kvm->srcu.  What userspace has begun before is over when this returns, and
+ * what comes later finds the latch closed.
+ *
+ * Return: 0; -EINTR if the caller was killed.
+ */
+int kvm_protmem_latch(struct kvm *kvm)
+{
+	struct kvm_protmem_inode *pi;
+
+	if (mutex_lock_killable(&kvm->slots_lock))
+		return -EINTR;
+
+	WRITE_ONCE(kvm->protmem.latched, true);
+	WRITE_ONCE(kvm->stat.generic.protmem_latched, 1);
+	list_for_each_entry(pi, &kvm->protmem.inodes, entry) {
+		filemap_invalidate_lock(pi->inode->i_mapping);
+		filemap_invalidate_unlock(pi->inode->i_mapping);
+	}
+	/* Not before: another vCPU that sees it does not come here. */
+	smp_store_release(&kvm->protmem.may_run, true);
+	mutex_unlock(&kvm->slots_lock);
+	return 0;
+}
+
+/**
  * kvm_protmem_reset - wipe all protected memory and open the latch
  * @kvm: the VM.
  *
@@ -1873,6 +1903,7 @@ int kvm_protmem_reset(struct kvm *kvm)
 		kvm_arch_protmem_reset_vcpu(vcpu);
 
 	WRITE_ONCE(kvm->protmem.latched, false);
+	WRITE_ONCE(kvm->protmem.may_run, false);
 	WRITE_ONCE(kvm->stat.generic.protmem_latched, 0);
 
 	kvm_unlock_all_vcpus(kvm);

@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * KVM protected memory, what is particular to arm64: when it can be had, the
+ * guest's hypercalls, and what a VM with it can't have besides.
+ *
+ * The guest's hypercalls are those of pKVM (Documentation/virt/kvm/arm/hypercalls.rst):
+ * all of its memory is private when it starts, and it shares page by page.
+ *
+ * KVM itself never looks into private pages on arm64: it walks no page tables of the
+ * guest's and decodes no instructions, unless the guest has EL2, which is refused.
+ * What it reads and writes at an address that the guest or the VMM has given (the
+ * tables of an ITS, pending interrupts, stolen time) it accesses by the VMM's
+ * mapping: that fails unless the guest has shared it.
+ *
+ * Caches: the code for the second stage cleans and invalidates by the linear map,
+ * which private pages are not in.
+ *
+ *  - Data: never, as FEAT_S2FWB makes all of the guest's accesses cacheable, and
+ *    the host's are; without it there is no protected memory.
+ *  - Instructions: nothing is to be done with CTR_EL0.DIC; without it, all of the
+ *    instruction cache is invalidated instead of the page.
+ *
+ * See Documentation/virt/kvm/protected-memory.rst.
+ */
+#include <linux/arm-smccc.h>
+#include <linux/kvm_host.h>
+
+#include <asm/cpufeature.h>
+#include <asm/kvm_emulate.h>
+#include <asm/kvm_pgtable.h>
+#include <asm/virt.h>
+
+#include <kvm/arm_hypercalls.h>
+
+#include "protected_memory.h"
+
+#define PROTMEM_VENDOR_HYP_FEATURES					\
+	(BIT(KVM_REG_ARM_VENDOR_HYP_BIT_HYP_MEMINFO) |			\
+	 BIT(KVM_REG_ARM_VENDOR_HYP_BIT_MEM_SHARE) |			\
+	 BIT(KVM_REG_ARM_VENDOR_HYP_BIT_MEM_UNSHARE))
+
+static bool protmem_possible(const char **why)
+{
+	if (is_protected_kvm_enabled())
+		*why = "the hypervisor at EL2 owns the second stage";
+	else if (!cpus_have_final_cap(ARM64_HAS_STAGE2_FWB))
+		*why = "the second stage can't force memory to be cacheable (FEAT_S2FWB)";
+	else
+		return true;
+
+	return false;
+}
+
+/* As <linux/kvm_protected_memory.h> says; so are the other kvm_arch_*(). */
+u64 kvm_arch_protmem_supported_caps(struct kvm *kvm)
+{
+	const char *why;
+
+	if (!protmem_possible(&why)) {
+		pr_info_once("kvm: no protected memory: %s\n", why);
+		return 0;
+	}
+
+	return KVM_PROTMEM_DIRECT_MAP | KVM_PROTMEM_USER |
+	       KVM_PROTMEM_GUEST_CONVERT | KVM_PROTMEM_HIDE_ONLY;
+}
+
+bool kvm_arch_protmem_can_hide(struct kvm *kvm)
+{
+	const char *why;
+
+	return protmem_possible(&why);
+}
+
+int kvm_arch_protmem_enable(struct kvm *kvm)
+{
+	lockdep_assert_held(&kvm->lock);
+
+	if (kvm_has_mte(kvm))
+		return -EINVAL;
+	if (!kvm_protmem_guest_converts(kvm))
+		return 0;
+
+	guard(mutex)(&kvm->arch.config_lock);
+
+	/* A filter that is there already may have the calls go to userspace. */
+	if (!mtree_empty(&kvm->arch.smccc_filter))
+		return -EINVAL;
+
+	kvm->arch.smccc_feat.vendor_hyp_bmap |= PROTMEM_VENDOR_HYP_FEATURES;
+	return 0;
+}
+
+void kvm_arch_protmem_reset_vcpu(struct kvm_vcpu *vcpu)
+{
+	lockdep_assert_held(&vcpu->mutex);
+
+	/* The access to a device that userspace would complete. */
+	vcpu->mmio_needed = 0;
+	vcpu_clear_flag(vcpu, PENDING_EXCEPTION);
+	vcpu_clear_flag(vcpu, EXCEPT_MASK);
+	vcpu_clear_flag(vcpu, INCREMENT_PC);
+}
+
+/* The bits of KVM_REG_ARM_VENDOR_HYP_BMAP that this VM can have besides the usual. */
+unsigned long kvm_protmem_vendor_hyp_features(struct kvm *kvm)
+{
+	return kvm_protmem_guest_converts(kvm) ? PROTMEM_VENDOR_HYP_FEATURES : 0;
+}
+
+/*
+ * Userspace must not answer the guest's hypercalls: it could say that a page is
+ * private which is not.  Called with config_lock held, before the first range of
+ * userspace's is in the filter.  Returns 0, or -ENOMEM.
+ */
+int kvm_protmem_reserve_smccc(struct kvm *kvm)
+{
+	if (!kvm_protmem_guest_converts(kvm))
+		return 0;
+
+	return mtree_insert_range(&kvm->arch.smccc_filter,
+				  ARM_SMCCC_VENDOR_HYP_KVM_HYP_MEMINFO_FUNC_ID,
+				  ARM_SMCCC_VENDOR_HYP_KVM_MEM_UNSHARE_FUNC_ID,
+				  xa_mk_value(KVM_SMCCC_FILTER_HANDLE),
+				  GFP_KERNEL_ACCOUNT);
+}
+
+/*
+ * Called in KVM_RUN, with @vcpu->mutex held: once the guest runs its memory is its
+ * own.  Returns 0, or -EINTR.
+ */
+int kvm_protmem_check_run(struct kvm_vcpu *vcpu)
+{
+	struct kvm *kvm = vcpu->kvm;
+
+	if (likely(!kvm_has_private_pages(kvm) || smp_load_acquire(&kvm->protmem.may_run)))
+		return 0;
+
+	return kvm_protmem_latch(kvm);
+}
+
+/* The guest executes the same HVC or SMC again. */
+static void protmem_repeat_call(struct kvm_vcpu *vcpu)
+{
+	if (kvm_vcpu_trap_get_class(vcpu) == ESR_ELx_EC_SMC64)
+		/* handle_smc() has asked for it. */
+		vcpu_clear_flag(vcpu, INCREMENT_PC);
+	else
+		*vcpu_pc(vcpu) -= 4;
+}
+
+/**
+ * kvm_protmem_hypercall - MEM_SHARE and MEM_UNSHARE of a protected VM
+ * @vcpu: the vCPU, in KVM_RUN.
+ * @private: unshare.
+ *
+ * One page.  The conversion is done here, and userspace is not asked.
+ *
+ * Return: as for any exit handler.
+ */
+int kvm_protmem_hypercall(struct kvm_vcpu *vcpu, bool private)
+{
+	gpa_t gpa = smccc_get_arg1(vcpu);
+	struct kvm_run *run = vcpu->run;
+	gfn_t gfn = gpa_to_gfn(gpa);
+	int r;
+
+	/* Numbers of 64-bit calls; and a 32-bit guest's IT state could not be taken back. */
+	if (vcpu_mode_is_32bit(vcpu)) {
+		smccc_set_retval(vcpu, SMCCC_RET_NOT_SUPPORTED, 0, 0, 0);
+		return 1;
+	}
+	if (!PAGE_ALIGNED(gpa) || smccc_get_arg2(vcpu) || smccc_get_arg3(vcpu)) {
+		smccc_set_retval(vcpu, SMCCC_RET_INVALID_PARAMETER, 0, 0, 0);
+		return 1;
+	}
+
+	kvm_vcpu_srcu_read_lock(vcpu);
+	r = kvm_protmem_convert_range(vcpu, &gfn, gfn + 1, private);
+	kvm_vcpu_srcu_read_unlock(vcpu);
+	if (r == -EINVAL) {
+		smccc_set_retval(vcpu, SMCCC_RET_INVALID_PARAMETER, 0, 0, 0);
+		return 1;
+	}
+	if (r) {
+		protmem_repeat_call(vcpu);
+		return r;
+	}
+
+	smccc_set_retval(vcpu, SMCCC_RET_SUCCESS, 0, 0, 0);
+	if (!(vcpu->kvm->protmem.exit_flags & KVM_PROTMEM_EXIT_CONVERT))
+		return 1;
+
+	run->exit_reason = KVM_EXIT_PROTECTED_MEMORY;
+	run->protected_memory.gpa = gpa;
+	run->protected_memory.size = PAGE_SIZE;
+	run->protected_memory.attributes =
+		private ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0;
+	run->protected_memory.flags = 0;
+	return 0;
+}
+
+/*
+ * How much around @gfn the second stage may map by one entry, in bytes: guest_memfd
+ * has said @max_order, for the naturally aligned range of gfns.
+ */
+long kvm_protmem_mapping_size(struct kvm_memory_slot *slot, gfn_t gfn,
+			      int max_order)
+{
+	gfn_t first = ALIGN_DOWN(gfn, PTRS_PER_PMD);
+
+	if (max_order < PMD_ORDER || first < slot->base_gfn ||
+	    first + PTRS_PER_PMD > slot->base_gfn + slot->npages)
+		return PAGE_SIZE;
+
+	return PMD_SIZE;
+}

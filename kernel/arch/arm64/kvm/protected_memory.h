@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * KVM protected memory: what the rest of arm64 KVM calls, and only that.  What the
+ * generic code calls, kvm_arch_protmem_*(), is in <linux/kvm_protected_memory.h>.
+ */
+#ifndef __KVM_ARM64_PROTECTED_MEMORY_H
+#define __KVM_ARM64_PROTECTED_MEMORY_H
+
+#include <linux/kvm_host.h>
+
+#ifdef CONFIG_KVM_PROTECTED_MEMORY
+
+int kvm_protmem_check_run(struct kvm_vcpu *vcpu);
+int kvm_protmem_hypercall(struct kvm_vcpu *vcpu, bool private);
+unsigned long kvm_protmem_vendor_hyp_features(struct kvm *kvm);
+int kvm_protmem_reserve_smccc(struct kvm *kvm);
+long kvm_protmem_mapping_size(struct kvm_memory_slot *slot, gfn_t gfn,
+			      int max_order);
+
+#else
+
+static inline int kvm_protmem_check_run(struct kvm_vcpu *vcpu)
+{
+	return 0;
+}
+
+static inline int kvm_protmem_hypercall(struct kvm_vcpu *vcpu, bool private)
+{
+	return -EIO;
+}
+
+static inline unsigned long kvm_protmem_vendor_hyp_features(struct kvm *kvm)
+{
+	return 0;
+}
+
+static inline int kvm_protmem_reserve_smccc(struct kvm *kvm)
+{
+	return 0;
+}
+
+static inline long kvm_protmem_mapping_size(struct kvm_memory_slot *slot,
+					    gfn_t gfn, int max_order)
+{
+	return PAGE_SIZE;
+}
+
+#endif /* CONFIG_KVM_PROTECTED_MEMORY */
+#endif /* __KVM_ARM64_PROTECTED_MEMORY_H */

@@ -1,0 +1,335 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Access to pages which are off the direct map: the arm64 window.
+ *
+ * Each possible CPU has an mm of its own for this, with a few pages of address
+ * space at a random place in the user half, the page tables for which are
+ * allocated up front.  To access a page the CPU disables interrupts, installs
+ * the PTE, points TTBR0 at the mm, copies, clears the PTE, invalidates the
+ * translation and switches back.
+ *
+ * What makes this a mapping that nothing else can use:
+ *
+ *  - TTBR0 has the mm on the one CPU that it belongs to, and only with interrupts
+ *    disabled; no other CPU ever walks its page tables.
+ *  - The mm was never scheduled, so it has the reserved ASID 0, with which
+ *    cpu_switch_mm() does not set CnP: no other CPU may use this one's TLB entries.
+ *    The PTE is not global, and the TLBI is executed before interrupts are on, so
+ *    that whoever is next to have ASID 0 here finds nothing.
+ *  - The PTE is not accessible by EL0.  Pseudo-NMIs can interrupt, and their
+ *    accesses to user memory are by unprivileged loads and stores, which this
+ *    refuses; copy_from_kernel_nofault() does not accept a user address.
+ *
+ * There is no recovery from a memory error that the kernel meets in the window, as
+ * it meets it in any other place on arm64: a synchronous external abort is fatal.
+ */
+#include <linux/cpumask.h>
+#include <linux/init.h>
+#include <linux/irqflags.h>
+#include <linux/kvm_types.h>
+#include <linux/log2.h>
+#include <linux/memcontrol.h>
+#include <linux/mm.h>
+#include <linux/mutex.h>
+#include <linux/percpu.h>
+#include <linux/random.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/task.h>
+#include <linux/uaccess.h>
+#include <linux/unmapped_pool.h>
+
+#include <asm/barrier.h>
+#include <asm/cmpxchg.h>
+#include <asm/mmu_context.h>
+#include <asm/pgtable.h>
+#include <asm/rsi.h>
+#include <asm/sections.h>
+#include <asm/sysreg.h>
+#include <asm/tlbflush.h>
+
+#define UNMAPPED_CLEAR_SIZE	(UNMAPPED_CLEAR_PAGES * PAGE_SIZE)
+
+struct unmapped_window {
+	struct mm_struct	*mm;
+	unsigned long		addr;
+	pte_t			*ptep;	/* the first of UNMAPPED_CLEAR_PAGES */
+};
+
+static DEFINE_PER_CPU(struct unmapped_window, unmapped_windows);
+static DEFINE_MUTEX(unmapped_window_mutex);
+
+bool arch_unmapped_supported(const char **why)
+{
+	if (is_realm_world()) {
+		*why = "a realm has its memory from the RMM";
+		return false;
+	}
+	return true;
+}
+
+/*
+ * The kernel image is mapped once more, outside of the linear map.  What of it is
+ * freed after boot has no mapping there any more, but is not worth a closer look.
+ */
+bool arch_unmapped_range_allowed(unsigned long pfn, unsigned long nr)
+{
+	unsigned long start = __pa_symbol(_text) >> PAGE_SHIFT;
+	unsigned long end = PAGE_ALIGN(__pa_symbol(_end)) >> PAGE_SHIFT;
+
+	return pfn + nr <= start || pfn >= end;
+}
+
+static int unmapped_window_init_cpu(struct unmapped_window *w)
+{
+	unsigned long addr;
+	spinlock_t *ptl;	/* get_locked_pte() takes it */
+	pte_t *ptep;
+
+	if (!w->mm) {
+		w->mm = mm_alloc();
+		if (!w->mm)
+			return -ENOMEM;
+		/*
+		 * The mm outlives the task that happens to create it, and is
+		 * none of that task's business.
+		 */
+#ifdef CONFIG_MEMCG
+		WRITE_ONCE(w->mm->owner, &init_task);
+#endif
+	}
+
+	/* Aligned, so that all PTEs are in one page table. */
+	BUILD_BUG_ON(!is_power_of_2(UNMAPPED_CLEAR_PAGES) || UNMAPPED_CLEAR_SIZE > PMD_SIZE);
+	addr = get_random_u64() % (DEFAULT_MAP_WINDOW_64 / UNMAPPED_CLEAR_SIZE - 2);
+	addr = (addr + 1) * UNMAPPED_CLEAR_SIZE;
+
+	ptep = get_locked_pte(w->mm, addr, &ptl);
+	if (!ptep)
+		return -ENOMEM;
+	pte_unmap_unlock(ptep, ptl);
+
+	w->addr = addr;
+	/* The page table stays as long as the mm exists, which is forever. */
+	w->ptep = ptep;
+	return 0;
+}
+
+/*
+ * Set up the windows of all possible CPUs, online or not, so that CPU hotplug
+ * needs no attention.  May be called again after it failed.
+ */
+int arch_unmapped_window_init(void)
+{
+	struct mem_cgroup *old_memcg;
+	static bool done;
+	int cpu, ret = 0;
+
+	guard(mutex)(&unmapped_window_mutex);
+	if (done)
+		return 0;
+
+	/* Shared by all: not to be charged to the first user. */
+	old_memcg = set_active_memcg(root_mem_cgroup);
+	for_each_possible_cpu(cpu) {
+		struct unmapped_window *w = per_cpu_ptr(&unmapped_windows, cpu);
+
+		if (w->ptep)
+			continue;
+		ret = unmapped_window_init_cpu(w);
+		if (ret)
+			break;
+	}
+	set_active_memcg(old_memcg);
+
+	done = !ret;
+	return ret;
+}
+
+/* A state of the open window, to be carried from open to close. */
+struct unmapped_window_state {
+	struct unmapped_window	*w;
+	u64			ttbr0;
+	u64			ttbr1;	/* has the ASID */
+	unsigned long		flags;
+};
+
+/* Opens it on @nr consecutive pages. */
+static __always_inline void *unmapped_window_open(struct unmapped_window_state *s,
+						  struct page *page, unsigned int nr,
+						  pgprot_t prot)
+{
+	struct unmapped_window *w;
+	unsigned int i;
+
+	local_irq_save(s->flags);
+	w = this_cpu_ptr(&unmapped_windows);
+	s->w = w;
+	s->ttbr0 = read_sysreg(ttbr0_el1);
+	s->ttbr1 = read_sysreg(ttbr1_el1);
+
+	/* Not global: see the TLBI in unmapped_window_close(). */
+	prot = __pgprot(pgprot_val(prot) | PTE_NG);
+	for (i = 0; i < nr; i++) {
+		VM_WARN_ON_ONCE(!pte_none(__ptep_get(&w->ptep[i])));
+		__set_pte(&w->ptep[i], pfn_pte(page_to_pfn(page) + i, prot));
+	}
+	/* The page table walker sees it before the first access, after the ISB. */
+	dsb(nshst);
+	cpu_switch_mm(w->mm->pgd, w->mm);
+
+	return (void *)w->addr;
+}
+
+static __always_inline void unmapped_window_close(struct unmapped_window_state *s,
+						  unsigned int nr)
+{
+	struct unmapped_window *w = s->w;
+	unsigned int i;
+
+	/* All accesses have been issued before the PTE is cleared ... */
+	barrier();
+	for (i = 0; i < nr; i++)
+		__pte_clear(w->mm, w->addr + i * PAGE_SIZE, &w->ptep[i]);
+	dsb(nshst);
+	/* ... and the translation, of ASID 0, is gone before interrupts are enabled. */
+	for (i = 0; i < nr; i++)
+		__tlbi(vale1, (w->addr + i * PAGE_SIZE) >> 12);
+	dsb(nsh);
+
+	/* As in cpu_do_switch_mm(): never the one's ASID with the other's tables. */
+	cpu_set_reserved_ttbr0_nosync();
+	write_sysreg(s->ttbr1, ttbr1_el1);
+	write_sysreg(s->ttbr0, ttbr0_el1);
+	isb();
+	post_ttbr_update_workaround();
+
+	local_irq_restore(s->flags);
+}
+
+/*
+ * Copies between the window and the caller's buffer.  This file is built without KASAN
+ * and KCSAN, which don't know the address of the one; the other may not be there, which
+ * is the caller's bug.  An aligned operand of up to eight bytes is accessed at once.
+ * Return: 0 or -EFAULT.
+ */
+#define unmapped_window_move(type)					\
+do {									\
+	while (len >= sizeof(type)) {					\
+		type __val;						\
+									\
+		if (write) {						\
+			__get_kernel_nofault(&__val, buf, type, fault);	\
+			WRITE_ONCE(*(type *)p, __val);			\
+		} else {						\
+			__val = READ_ONCE(*(type *)p);			\
+			__put_kernel_nofault(buf, &__val, type, fault);	\
+		}							\
+		p += sizeof(type);					\
+		buf += sizeof(type);					\
+		len -= sizeof(type);					\
+	}								\
+} while (0)
+
+static __always_inline int unmapped_window_copy(void *p, void *buf, unsigned int len,
+						bool write)
+{
+	unmapped_window_move(u64);
+	unmapped_window_move(u32);
+	unmapped_window_move(u16);
+	unmapped_window_move(u8);
+	return 0;
+fault:
+	return -EFAULT;
+}
+
+static __always_inline int unmapped_window_access(struct page *page, unsigned int off,
+						  void *buf, unsigned int len, bool write)
+{
+	struct unmapped_window_state s;
+	void *p;
+	int ret;
+
+	if (!unmapped_window_range_ok(off, len))
+		return -EINVAL;
+
+	p = unmapped_window_open(&s, page, 1, write ? PAGE_KERNEL : PAGE_KERNEL_RO);
+	ret = unmapped_window_copy(p + off, buf, len, write);
+	unmapped_window_close(&s, 1);
+	WARN_ONCE(ret, "fault in the window\n");
+
+	return ret;
+}
+
+int unmapped_page_read(struct page *page, unsigned int off, void *dst,
+		       unsigned int len)
+{
+	return unmapped_window_access(page, off, dst, len, false);
+}
+EXPORT_SYMBOL_FOR_KVM(unmapped_page_read);
+
+int unmapped_page_write(struct page *page, unsigned int off, const void *src,
+			unsigned int len)
+{
+	return unmapped_window_access(page, off, (void *)src, len, true);
+}
+EXPORT_SYMBOL_FOR_KVM(unmapped_page_write);
+
+#define unmapped_window_cmpxchg(type)					\
+({									\
+	type __old = *(type *)old, __found;				\
+									\
+	__found = arch_cmpxchg((type *)(p + off), __old, *(const type *)new); \
+	*(type *)old = __found;						\
+	__found == __old;						\
+})
+
+int unmapped_page_cmpxchg(struct page *page, unsigned int off, void *old,
+			  const void *new, unsigned int size)
+{
+	struct unmapped_window_state s;
+	bool done = false;
+	void *p;
+
+	if (!unmapped_window_range_ok(off, size))
+		return -EINVAL;
+	if (!is_power_of_2(size) || size > 8 || !IS_ALIGNED(off, size))
+		return -EINVAL;
+
+	p = unmapped_window_open(&s, page, 1, PAGE_KERNEL);
+	switch (size) {
+	case 1:
+		done = unmapped_window_cmpxchg(u8);
+		break;
+	case 2:
+		done = unmapped_window_cmpxchg(u16);
+		break;
+	case 4:
+		done = unmapped_window_cmpxchg(u32);
+		break;
+	case 8:
+		done = unmapped_window_cmpxchg(u64);
+		break;
+	}
+	unmapped_window_close(&s, 1);
+
+	return !done;
+}
+EXPORT_SYMBOL_FOR_KVM(unmapped_page_cmpxchg);
+
+int unmapped_pages_clear(struct page *page, unsigned int nr)
+{
+	struct unmapped_window_state s;
+	unsigned int i;
+	void *p;
+
+	if (!unmapped_window_range_ok(0, PAGE_SIZE) ||
+	    WARN_ON_ONCE(nr > UNMAPPED_CLEAR_PAGES))
+		return -EINVAL;
+
+	p = unmapped_window_open(&s, page, nr, PAGE_KERNEL);
+	for (i = 0; i < nr; i++)
+		clear_page(p + i * PAGE_SIZE);
+	unmapped_window_close(&s, nr);
+
+	return 0;
+}
