@@ -81,7 +81,8 @@ int kvm_protmem_cmpxchg(struct kvm_vcpu *vcpu, struct kvm_memory_slot *slot,
  *
  *  - has the window, see <linux/unmapped_pool.h>, and calls
  *    unmapped_pool_count_fault() and _show_fault() when the kernel faults;
- *  - sets vcpu->protmem_in_run in KVM_RUN when userspace can no longer change
+ *  - if it accesses guest memory for a guest's instruction, sets
+ *    vcpu->protmem_in_run in KVM_RUN when userspace can no longer change
  *    the registers, and clears it before KVM_RUN returns;
  *  - maps a pfn for which kvm_gmem_get_pfn() returns no page, holding no reference,
  *    and takes -EAGAIN of kvm_protmem_read() and the like for "execute the

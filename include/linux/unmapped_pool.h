@@ -174,7 +174,7 @@ int unmapped_page_cmpxchg(struct page *page, unsigned int off, void *old,
  * At most UNMAPPED_CLEAR_PAGES: interrupts are off that long.  Returns 0; or -EINVAL
  * in NMI.
  */
-#define UNMAPPED_CLEAR_PAGES	8
+#define UNMAPPED_CLEAR_PAGES	(PAGE_SIZE < SZ_32K ? SZ_32K / PAGE_SIZE : 1)
 int unmapped_pages_clear(struct page *page, unsigned int nr);
 
 static inline int unmapped_page_clear(struct page *page)

@@ -253,11 +253,11 @@ static void up_test_window_clear(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, found, val);
 
 	/* A page that someone holds, in the middle of a range that goes back. */
-	get_page(page + 4);
+	get_page(page + nr / 2);
 	unmapped_retry_delay = HZ / 20;
 	unmapped_pool_free_range(t->pool, page, nr);
 	KUNIT_EXPECT_EQ(test, up_quarantined(test), PAGE_SIZE);
-	put_page(page + 4);
+	put_page(page + nr / 2);
 	up_put(test);
 	for (i = 0; i < 100 && up_bytes(test); i++)
 		msleep(20);

@@ -207,10 +207,11 @@ int kvm_protmem_hypercall(struct kvm_vcpu *vcpu, bool private)
 long kvm_protmem_mapping_size(struct kvm_memory_slot *slot, gfn_t gfn,
 			      int max_order)
 {
-	gfn_t first = ALIGN_DOWN(gfn, PTRS_PER_PMD);
+	const gfn_t nr = 1UL << PMD_ORDER;
+	gfn_t first = ALIGN_DOWN(gfn, nr);
 
 	if (max_order < PMD_ORDER || first < slot->base_gfn ||
-	    first + PTRS_PER_PMD > slot->base_gfn + slot->npages)
+	    first + nr > slot->base_gfn + slot->npages)
 		return PAGE_SIZE;
 
 	return PMD_SIZE;

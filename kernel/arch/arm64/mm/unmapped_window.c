@@ -18,7 +18,8 @@
  *    that whoever is next to have ASID 0 here finds nothing.
  *  - The PTE is not accessible by EL0.  Pseudo-NMIs can interrupt, and their
  *    accesses to user memory are by unprivileged loads and stores, which this
- *    refuses; copy_from_kernel_nofault() does not accept a user address.
+ *    refuses; copy_from_kernel_nofault() does not accept a user address.  While the
+ *    window is open nothing is called that could be traced.
  *
  * There is no recovery from a memory error that the kernel meets in the window, as
  * it meets it in any other place on arm64: a synchronous external abort is fatal.
@@ -26,6 +27,7 @@
 #include <linux/cpumask.h>
 #include <linux/init.h>
 #include <linux/irqflags.h>
+#include <linux/kprobes.h>
 #include <linux/kvm_types.h>
 #include <linux/log2.h>
 #include <linux/memcontrol.h>
@@ -46,6 +48,7 @@
 #include <asm/sections.h>
 #include <asm/sysreg.h>
 #include <asm/tlbflush.h>
+#include <asm/virt.h>
 
 #define UNMAPPED_CLEAR_SIZE	(UNMAPPED_CLEAR_PAGES * PAGE_SIZE)
 
@@ -64,19 +67,25 @@ bool arch_unmapped_supported(const char **why)
 		*why = "a realm has its memory from the RMM";
 		return false;
 	}
+	/* On entry of an exception it would take the window for "no user memory". */
+	if (system_uses_ttbr0_pan()) {
+		*why = "PAN is emulated by TTBR0";
+		return false;
+	}
 	return true;
 }
 
 /*
  * The kernel image is mapped once more, outside of the linear map.  What of it is
  * freed after boot has no mapping there any more, but is not worth a closer look.
+ * And in nVHE mode EL2 maps what KVM has shared with it, and never unmaps it.
  */
 bool arch_unmapped_range_allowed(unsigned long pfn, unsigned long nr)
 {
 	unsigned long start = __pa_symbol(_text) >> PAGE_SHIFT;
 	unsigned long end = PAGE_ALIGN(__pa_symbol(_end)) >> PAGE_SHIFT;
 
-	return pfn + nr <= start || pfn >= end;
+	return (pfn + nr <= start || pfn >= end) && !kvm_hyp_maps(pfn, nr);
 }
 
 static int unmapped_window_init_cpu(struct unmapped_window *w)
@@ -153,6 +162,15 @@ struct unmapped_window_state {
 	unsigned long		flags;
 };
 
+/* Never the one's ASID, which is in TTBR1, with the other's tables. */
+static __always_inline void unmapped_window_switch(u64 ttbr0, u64 ttbr1)
+{
+	cpu_set_reserved_ttbr0_nosync();
+	write_sysreg(ttbr1, ttbr1_el1);
+	write_sysreg(ttbr0, ttbr0_el1);
+	isb();
+}
+
 /* Opens it on @nr consecutive pages. */
 static __always_inline void *unmapped_window_open(struct unmapped_window_state *s,
 						  struct page *page, unsigned int nr,
@@ -175,7 +193,9 @@ static __always_inline void *unmapped_window_open(struct unmapped_window_state *
 	}
 	/* The page table walker sees it before the first access, after the ISB. */
 	dsb(nshst);
-	cpu_switch_mm(w->mm->pgd, w->mm);
+	/* As cpu_do_switch_mm(), which can be traced, would do it for ASID 0. */
+	unmapped_window_switch(phys_to_ttbr(virt_to_phys(w->mm->pgd)),
+			       s->ttbr1 & ~TTBRx_EL1_ASID_MASK);
 
 	return (void *)w->addr;
 }
@@ -196,11 +216,8 @@ static __always_inline void unmapped_window_close(struct unmapped_window_state *
 		__tlbi(vale1, (w->addr + i * PAGE_SIZE) >> 12);
 	dsb(nsh);
 
-	/* As in cpu_do_switch_mm(): never the one's ASID with the other's tables. */
-	cpu_set_reserved_ttbr0_nosync();
-	write_sysreg(s->ttbr1, ttbr1_el1);
-	write_sysreg(s->ttbr0, ttbr0_el1);
-	isb();
+	unmapped_window_switch(s->ttbr0, s->ttbr1);
+	/* For both switches: only user space could suffer from the erratum. */
 	post_ttbr_update_workaround();
 
 	local_irq_restore(s->flags);
@@ -265,6 +282,7 @@ int unmapped_page_read(struct page *page, unsigned int off, void *dst,
 {
 	return unmapped_window_access(page, off, dst, len, false);
 }
+NOKPROBE_SYMBOL(unmapped_page_read);
 EXPORT_SYMBOL_FOR_KVM(unmapped_page_read);
 
 int unmapped_page_write(struct page *page, unsigned int off, const void *src,
@@ -272,6 +290,7 @@ int unmapped_page_write(struct page *page, unsigned int off, const void *src,
 {
 	return unmapped_window_access(page, off, (void *)src, len, true);
 }
+NOKPROBE_SYMBOL(unmapped_page_write);
 EXPORT_SYMBOL_FOR_KVM(unmapped_page_write);
 
 #define unmapped_window_cmpxchg(type)					\
@@ -314,6 +333,7 @@ int unmapped_page_cmpxchg(struct page *page, unsigned int off, void *old,
 
 	return !done;
 }
+NOKPROBE_SYMBOL(unmapped_page_cmpxchg);
 EXPORT_SYMBOL_FOR_KVM(unmapped_page_cmpxchg);
 
 int unmapped_pages_clear(struct page *page, unsigned int nr)
@@ -333,3 +353,4 @@ int unmapped_pages_clear(struct page *page, unsigned int nr)
 
 	return 0;
 }
+NOKPROBE_SYMBOL(unmapped_pages_clear);
