@@ -1032,7 +1032,7 @@ static void *flip_thread(void *arg)
 TEST(operand_moves)
 {
 	struct protmem_opts opts = { .caps = PROTMEM_CAPS, .nr_vcpus = 2 };
-	u64 iterations = protmem_test_iterations(500), i, secret;
+	u64 iterations = protmem_test_iterations(150), i, secret;
 	/* Each round waits for the lock that the other vCPU takes all the time. */
 	time_t end = time(NULL) + 60;
 	struct protmem_vm p;
