@@ -12,14 +12,13 @@
  *
  *  - TTBR0 has the mm on the one CPU that it belongs to, and only with interrupts
  *    disabled; no other CPU ever walks its page tables.
- *  - The mm was never scheduled, so it has the reserved ASID 0, with which
- *    cpu_switch_mm() does not set CnP: no other CPU may use this one's TLB entries.
- *    The PTE is not global, and the TLBI is executed before interrupts are on, so
- *    that whoever is next to have ASID 0 here finds nothing.
+ *  - It is loaded with the reserved ASID 0 and without CnP: no other CPU may use
+ *    this one's TLB entries.  The PTE is not global, and the TLBI is executed before
+ *    interrupts are on, so that whoever is next to have ASID 0 here finds nothing.
  *  - The PTE is not accessible by EL0.  Pseudo-NMIs can interrupt, and their
  *    accesses to user memory are by unprivileged loads and stores, which this
- *    refuses; copy_from_kernel_nofault() does not accept a user address.  While the
- *    window is open nothing is called that could be traced.
+ *    refuses; copy_from_kernel_nofault(), which tracers use, does not accept a user
+ *    address.  Nothing but clear_page() is called while the window is open.
  *
  * There is no recovery from a memory error that the kernel meets in the window, as
  * it meets it in any other place on arm64: a synchronous external abort is fatal.
