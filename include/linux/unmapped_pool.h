@@ -125,14 +125,6 @@ static inline int unmapped_pool_memory_failure(struct page *page)
 bool arch_unmapped_supported(const char **why);
 
 /*
- * arch_unmapped_window_init - have windows on all possible CPUs
- *
- * Called before a pool is created, may sleep, and has to serialize with itself.
- * Returns 0, or -ENOMEM, after which it is called again the next time.
- */
-int arch_unmapped_window_init(void);
-
-/*
  * arch_unmapped_range_allowed - may the pool use @nr pages beginning at @pfn?
  *
  * Returns false if one of them has another kernel alias than that in the direct

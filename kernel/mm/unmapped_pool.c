@@ -100,6 +100,7 @@
 #include <linux/slab.h>
 #include <linux/suspend.h>
 #include <linux/sysfs.h>
+#include <linux/unmapped_window.h>
 #include <linux/vmalloc.h>
 #include <linux/workqueue.h>
 #include <linux/xarray.h>
@@ -1283,7 +1284,7 @@ struct unmapped_pool *unmapped_pool_create(u64 owner_id,
 	if (!unmapped_pool_supported(NULL))
 		return ERR_PTR(-EOPNOTSUPP);
 
-	ret = arch_unmapped_window_init();
+	ret = unmapped_window_init();
 	if (ret)
 		return ERR_PTR(ret);
 

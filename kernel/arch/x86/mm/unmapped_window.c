@@ -26,19 +26,11 @@
  * is never loaded, since the CPU does not return to user mode in between.
  */
 #include <linux/cache.h>
-#include <linux/cpumask.h>
 #include <linux/init.h>
 #include <linux/irqflags.h>
 #include <linux/kvm_types.h>
-#include <linux/log2.h>
-#include <linux/memcontrol.h>
 #include <linux/mm.h>
-#include <linux/mutex.h>
-#include <linux/percpu.h>
-#include <linux/random.h>
-#include <linux/sched/mm.h>
-#include <linux/sched/task.h>
-#include <linux/unmapped_pool.h>
+#include <linux/unmapped_window.h>
 
 #include <asm/asm.h>
 #include <asm/cpufeature.h>
@@ -49,17 +41,6 @@
 #include <asm/smap.h>
 #include <asm/tlbflush.h>
 #include <asm/trapnr.h>
-
-#define UNMAPPED_CLEAR_SIZE	(UNMAPPED_CLEAR_PAGES * PAGE_SIZE)
-
-struct unmapped_window {
-	struct mm_struct	*mm;
-	unsigned long		addr;
-	pte_t			*ptep;	/* the first of UNMAPPED_CLEAR_PAGES */
-};
-
-static DEFINE_PER_CPU(struct unmapped_window, unmapped_windows);
-static DEFINE_MUTEX(unmapped_window_mutex);
 
 bool arch_unmapped_supported(const char **why)
 {
@@ -83,75 +64,10 @@ bool arch_unmapped_range_allowed(unsigned long pfn, unsigned long nr)
 	return pfn + nr <= start || pfn >= end;
 }
 
-static int unmapped_window_init_cpu(struct unmapped_window *w)
+/* Never scheduled, so the CPU leaves its cpumask on its own. */
+void arch_unmapped_window_mm(struct mm_struct *mm)
 {
-	unsigned long addr;
-	spinlock_t *ptl;	/* get_locked_pte() takes it */
-	pte_t *ptep;
-
-	if (!w->mm) {
-		w->mm = mm_alloc();
-		if (!w->mm)
-			return -ENOMEM;
-		/*
-		 * The mm outlives the task that happens to create it, and is
-		 * none of that task's business.
-		 */
-#ifdef CONFIG_MEMCG
-		WRITE_ONCE(w->mm->owner, &init_task);
-#endif
-		/* Never scheduled, so the CPU leaves its cpumask on its own. */
-		set_notrack_mm(w->mm);
-	}
-
-	/*
-	 * Anywhere in the part of the user half that 4-level tables have, too,
-	 * and aligned, so that all PTEs are in one page table.
-	 */
-	BUILD_BUG_ON(!is_power_of_2(UNMAPPED_CLEAR_PAGES) || UNMAPPED_CLEAR_SIZE > PMD_SIZE);
-	addr = get_random_u64() % (DEFAULT_MAP_WINDOW / UNMAPPED_CLEAR_SIZE - 2);
-	addr = (addr + 1) * UNMAPPED_CLEAR_SIZE;
-
-	ptep = get_locked_pte(w->mm, addr, &ptl);
-	if (!ptep)
-		return -ENOMEM;
-	pte_unmap_unlock(ptep, ptl);
-
-	w->addr = addr;
-	/* The page table stays as long as the mm exists, which is forever. */
-	w->ptep = ptep;
-	return 0;
-}
-
-/*
- * Set up the windows of all possible CPUs, online or not, so that CPU hotplug
- * needs no attention.  May be called again after it failed.
- */
-int arch_unmapped_window_init(void)
-{
-	struct mem_cgroup *old_memcg;
-	static bool done;
-	int cpu, ret = 0;
-
-	guard(mutex)(&unmapped_window_mutex);
-	if (done)
-		return 0;
-
-	/* Shared by all: not to be charged to the first user. */
-	old_memcg = set_active_memcg(root_mem_cgroup);
-	for_each_possible_cpu(cpu) {
-		struct unmapped_window *w = per_cpu_ptr(&unmapped_windows, cpu);
-
-		if (w->ptep)
-			continue;
-		ret = unmapped_window_init_cpu(w);
-		if (ret)
-			break;
-	}
-	set_active_memcg(old_memcg);
-
-	done = !ret;
-	return ret;
+	set_notrack_mm(mm);
 }
 
 /* A state of the open window, to be carried from open to close. */

@@ -689,7 +689,7 @@ FIXTURE_VARIANT_ADD(fault, name) {		\
 }
 
 /* This one first, see above. */
-VARIANT(windows, "arch_unmapped_window_init");
+VARIANT(windows, "unmapped_window_init");
 /* And then this: what it splits of the direct map stays so. */
 VARIANT(fault_small, "set_direct_map_valid_noflush", "unmapped_alloc_order",
 	"unmapped_pool_alloc");
