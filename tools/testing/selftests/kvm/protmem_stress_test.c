@@ -109,8 +109,7 @@ static u64 guest_convert_at_random(u64 cmd_gva, u64 cpu, u64 steps, u64 fresh)
 		}
 
 		if (next_random(s) & 1) {
-			r = __kvm_hypercall_map_gpa_range(gpa, n * PAGE_SIZE,
-							  KVM_MAP_GPA_RANGE_ENCRYPTED);
+			r = guest_convert(gpa, n * PAGE_SIZE, PROTMEM_TO_PRIVATE, 0);
 			if (r)
 				return 2 | i << 8;
 			for (j = page; j < page + n; j++) {
@@ -128,8 +127,7 @@ static u64 guest_convert_at_random(u64 cmd_gva, u64 cpu, u64 steps, u64 fresh)
 					write_page(&s->shadow[j], base + j * PAGE_SIZE,
 						   next_random(s) | 1, false);
 			}
-			r = __kvm_hypercall_map_gpa_range(gpa, n * PAGE_SIZE,
-							  KVM_MAP_GPA_RANGE_DECRYPTED);
+			r = guest_convert(gpa, n * PAGE_SIZE, PROTMEM_TO_SHARED, 0);
 			if (r)
 				return 4 | i << 8;
 			for (j = page; j < page + n; j++) {
@@ -396,7 +394,7 @@ enum stage {
 	WITH_PINS,
 	FD_OUTLIVES_VM,
 	VM_OUTLIVES_FD,
-	IN_EMULATED_STRING,
+	IN_EMULATION,
 	UNDER_FIRE,
 	/* These are for killed_at_random only. */
 	IN_RESET_OF_MANY,
@@ -473,7 +471,7 @@ FIXTURE_VARIANT_ADD(death, vm_outlives_fd) {
 };
 
 FIXTURE_VARIANT_ADD(death, in_emulated_string) {
-	.stage = IN_EMULATED_STRING,
+	.stage = IN_EMULATION,
 };
 
 FIXTURE_VARIANT_ADD(death, under_fire) {
@@ -492,10 +490,8 @@ FIXTURE_TEARDOWN(death)
 static u64 guest_convert_forever(u64 gpa, u64 size, u64 c, u64 d)
 {
 	for (;;) {
-		if (__kvm_hypercall_map_gpa_range(gpa, size,
-						  KVM_MAP_GPA_RANGE_ENCRYPTED) ||
-		    __kvm_hypercall_map_gpa_range(gpa, size,
-						  KVM_MAP_GPA_RANGE_DECRYPTED))
+		if (guest_convert(gpa, size, PROTMEM_TO_PRIVATE, 0) ||
+		    guest_convert(gpa, size, PROTMEM_TO_SHARED, 0))
 			return 1;
 	}
 }
@@ -678,10 +674,16 @@ static void live(enum stage stage, int sock)
 	case VM_OUTLIVES_FD:
 		send_fd(sock, p->vm->fd);
 		break;
-	case IN_EMULATED_STRING:
+	case IN_EMULATION:
+#ifdef __x86_64__
 		protmem_prepare(p, 0, guest_ins, GPA, SZ_64K, 0, 0);
 		vcpu_run(p->vcpu[0]);
 		TEST_ASSERT_KVM_EXIT_REASON(p->vcpu[0], KVM_EXIT_IO);
+#else
+		protmem_prepare(p, 0, guest_read64, PROTMEM_MMIO_GPA, 0, 0, 0);
+		vcpu_run(p->vcpu[0]);
+		TEST_ASSERT_KVM_EXIT_REASON(p->vcpu[0], KVM_EXIT_MMIO);
+#endif
 		break;
 	default:
 		break;

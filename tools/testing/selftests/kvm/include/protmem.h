@@ -17,6 +17,7 @@
 
 #include "kvm_util.h"
 #include "processor.h"
+#include "protmem_arch.h"
 #include "test_util.h"
 #include "ucall_common.h"
 
@@ -51,12 +52,6 @@
 
 /* A gpa without a memslot, mapped at the same virtual address. */
 #define PROTMEM_MMIO_GPA	0xd0000000ULL
-
-#define PROTMEM_DONE_PORT	0xe4
-#define PROTMEM_STRING_PORT	0x2000
-
-#define X86_FEATURE_KVM_PROTECTED_MEMORY	\
-	KVM_X86_CPU_FEATURE(0x40000001, 0, EAX, KVM_FEATURE_PROTECTED_MEMORY)
 
 typedef u64 (*protmem_fn_t)(u64 a, u64 b, u64 c, u64 d);
 
@@ -95,8 +90,7 @@ struct protmem_vm {
 	struct kvm_vcpu *vcpu[PROTMEM_MAX_VCPUS];
 	struct protmem_cmd *cmd[PROTMEM_MAX_VCPUS];
 	gva_t cmd_gva[PROTMEM_MAX_VCPUS];
-	struct kvm_regs boot_regs[PROTMEM_MAX_VCPUS];
-	struct kvm_sregs boot_sregs[PROTMEM_MAX_VCPUS];
+	struct protmem_vcpu_state boot[PROTMEM_MAX_VCPUS];
 	u64 caps;
 	u64 size;
 	int nr_vcpus;
@@ -140,6 +134,19 @@ void protmem_vm_free(struct protmem_vm *p);
 /* Put a vCPU back to where it started, as a VMM's reset does. */
 void protmem_vcpu_reset(struct protmem_vm *p, int cpu);
 
+/*
+ * The architecture's part, in lib/.../protmem_arch.c: what is to be done before the
+ * first vCPU, when one has been set up, how the guest says that the function it was
+ * given has returned, and how the host sees that.
+ */
+void protmem_arch_vm_prepare(struct protmem_vm *p);
+/* The protected slot, at the same virtual address; few page tables if it is big. */
+void protmem_arch_map(struct kvm_vm *vm, u64 gpa, u64 size);
+void protmem_arch_vcpu_init(struct protmem_vm *p, int cpu,
+			    const struct protmem_opts *opts);
+void protmem_arch_guest_done(void);
+bool protmem_arch_is_done(struct kvm_vcpu *vcpu);
+
 int protmem_set_slot(struct protmem_vm *p, u32 slot, u64 gpa, u64 size,
 		     u64 offset);
 int protmem_delete_slot(struct protmem_vm *p, u32 slot);
@@ -164,24 +171,20 @@ u64 __protmem_call(struct protmem_vm *p, int cpu, protmem_fn_t fn,
 u64 guest_fill(u64 gpa, u64 size, u64 seed, u64 unused);
 u64 guest_check(u64 gpa, u64 size, u64 seed, u64 unused);
 u64 guest_check_zero(u64 gpa, u64 size, u64 b, u64 c);
-u64 guest_convert(u64 gpa, u64 size, u64 attrs, u64 unused);
+/* The architecture's; @to is PROTMEM_TO_PRIVATE or PROTMEM_TO_SHARED. */
+u64 guest_convert(u64 gpa, u64 size, u64 to, u64 unused);
 u64 guest_read64(u64 gva, u64 b, u64 c, u64 d);
 u64 guest_write64(u64 gva, u64 val, u64 c, u64 d);
-u64 guest_wrmsr(u64 msr, u64 val, u64 c, u64 d);
 u64 guest_nop(u64 a, u64 b, u64 c, u64 d);
-/* Input of @n bytes from PROTMEM_STRING_PORT; the address after the last one. */
-u64 guest_ins(u64 gpa, u64 n, u64 c, u64 d);
 
 static inline u64 protmem_make_private(struct protmem_vm *p, u64 gpa, u64 size)
 {
-	return protmem_call(p, 0, guest_convert, gpa, size,
-			    KVM_MAP_GPA_RANGE_ENCRYPTED);
+	return protmem_call(p, 0, guest_convert, gpa, size, PROTMEM_TO_PRIVATE);
 }
 
 static inline u64 protmem_make_shared(struct protmem_vm *p, u64 gpa, u64 size)
 {
-	return protmem_call(p, 0, guest_convert, gpa, size,
-			    KVM_MAP_GPA_RANGE_DECRYPTED);
+	return protmem_call(p, 0, guest_convert, gpa, size, PROTMEM_TO_SHARED);
 }
 
 /*

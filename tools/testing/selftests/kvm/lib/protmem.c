@@ -11,7 +11,6 @@
 #include <unistd.h>
 
 #include <linux/falloc.h>
-#include <linux/kvm_para.h>
 
 #include "cgroup_util.h"
 #include "kvm_syscalls.h"
@@ -23,17 +22,13 @@ void protmem_require(void)
 {
 	unsigned int mask = kvm_check_cap(KVM_CAP_PROTECTED_MEMORY);
 
+	__TEST_REQUIRE(getpagesize() == PAGE_SIZE,
+		       "these tests need pages of %u bytes", (unsigned int)PAGE_SIZE);
 	__TEST_REQUIRE(mask,
 		       "KVM_CAP_PROTECTED_MEMORY is not supported by this host (the kernel log says why if it knows the capability)");
 	__TEST_REQUIRE((mask & PROTMEM_CAPS) == PROTMEM_CAPS,
 		       "KVM_CAP_PROTECTED_MEMORY has only %#x of %#llx", mask,
 		       PROTMEM_CAPS);
-}
-
-/* What alone decides on x86; without it there must be no protected memory. */
-bool protmem_tdp_is_on(void)
-{
-	return kvm_is_tdp_enabled() && get_kvm_param_bool("tdp_mmu");
 }
 
 int protmem_nr_cpus(void)
@@ -64,40 +59,12 @@ int protmem_enable_cap(struct kvm_vm *vm, u64 caps, u64 exit_flags)
 	return __vm_ioctl(vm, KVM_ENABLE_CAP, &cap) ? -errno : 0;
 }
 
-/*
- * What a VMM does about CPUID: announce the hypercall, hide what protected VMs
- * don't have.  Bit 18 is KVM's to force or clear, whatever is asked for here.
- */
-static void protmem_adjust_cpuid(void)
-{
-	struct kvm_cpuid2 *cpuid = (void *)kvm_get_supported_cpuid();
-	int i;
-
-	for (i = 0; i < cpuid->nent; i++) {
-		struct kvm_cpuid_entry2 *e = &cpuid->entries[i];
-
-		switch (e->function) {
-		case 0x1:
-			e->ecx &= ~BIT(5);		/* VMX */
-			break;
-		case 0x80000001:
-			e->ecx &= ~BIT(2);		/* SVM */
-			break;
-		case KVM_CPUID_FEATURES:
-			e->eax |= BIT(KVM_FEATURE_HC_MAP_GPA_RANGE) |
-				  BIT(KVM_FEATURE_PROTECTED_MEMORY);
-			break;
-		}
-	}
-}
-
 static void guest_main(struct protmem_cmd *cmd)
 {
 	for (;;) {
 		cmd->ret = cmd->fn(cmd->arg[0], cmd->arg[1], cmd->arg[2],
 				   cmd->arg[3]);
-		asm volatile("outb %%al, %%dx"
-			     : : "a"(0), "d"(PROTMEM_DONE_PORT) : "memory");
+		protmem_arch_guest_done();
 	}
 }
 
@@ -134,7 +101,6 @@ void protmem_vm_create(struct protmem_vm *p, const struct protmem_opts *opts)
 	p->decoy = opts->decoy;
 	TEST_ASSERT(p->nr_vcpus <= PROTMEM_MAX_VCPUS, "Too many vCPUs");
 
-	protmem_adjust_cpuid();
 	kvm_set_files_rlimit(p->nr_vcpus);
 
 	vm = opts->type ? vm_create_barebones_type(opts->type) : vm_create_barebones();
@@ -145,8 +111,9 @@ void protmem_vm_create(struct protmem_vm *p, const struct protmem_opts *opts)
 			    p->caps, r);
 	}
 
-	/* The slot is mapped with large pages above a few MiB: few tables. */
+	/* Page tables for the slot, too. */
 	vm_init_defaults(vm, p->nr_vcpus, SZ_16M / PAGE_SIZE);
+	protmem_arch_vm_prepare(p);
 
 	if (opts->type) {
 		/* What is shared is the VMM's own memory. */
@@ -168,11 +135,7 @@ void protmem_vm_create(struct protmem_vm *p, const struct protmem_opts *opts)
 		TEST_ASSERT(!r, "Creating the slot failed: %d", r);
 	}
 
-	if (p->size <= SZ_16M)
-		virt_map(vm, PROTMEM_GPA, PROTMEM_GPA, p->size / PAGE_SIZE);
-	else
-		virt_map_level(vm, PROTMEM_GPA, PROTMEM_GPA, p->size,
-			       PG_LEVEL_2M);
+	protmem_arch_map(vm, PROTMEM_GPA, p->size);
 	virt_map(vm, PROTMEM_MMIO_GPA, PROTMEM_MMIO_GPA, 1);
 
 	for (i = 0; i < p->nr_vcpus; i++) {
@@ -180,17 +143,7 @@ void protmem_vm_create(struct protmem_vm *p, const struct protmem_opts *opts)
 		p->cmd_gva[i] = vm_alloc_page(vm);
 		p->cmd[i] = addr_gva2hva(vm, p->cmd_gva[i]);
 		vcpu_args_set(p->vcpu[i], 1, p->cmd_gva[i]);
-		vcpu_regs_get(p->vcpu[i], &p->boot_regs[i]);
-		/*
-		 * Nothing interrupts these guests.  But the only emulator of VMX
-		 * forgets that the host's interrupts end a guest that was entered
-		 * without IF, so one that waits for the host would wait forever.
-		 */
-		if (host_cpu_is_intel && !opts->no_interrupts) {
-			p->boot_regs[i].rflags |= X86_EFLAGS_IF;
-			vcpu_regs_set(p->vcpu[i], &p->boot_regs[i]);
-		}
-		vcpu_sregs_get(p->vcpu[i], &p->boot_sregs[i]);
+		protmem_arch_vcpu_init(p, i, opts);
 	}
 	kvm_arch_vm_finalize_vcpus(vm);
 }
@@ -204,12 +157,6 @@ void protmem_vm_free(struct protmem_vm *p)
 		close(p->gmem);
 	kvm_vm_free(p->vm);
 	memset(p, 0, sizeof(*p));
-}
-
-void protmem_vcpu_reset(struct protmem_vm *p, int cpu)
-{
-	vcpu_sregs_set(p->vcpu[cpu], &p->boot_sregs[cpu]);
-	vcpu_regs_set(p->vcpu[cpu], &p->boot_regs[cpu]);
 }
 
 void protmem_prepare(struct protmem_vm *p, int cpu, protmem_fn_t fn,
@@ -232,14 +179,13 @@ bool protmem_done(struct protmem_vm *p, int cpu)
 	struct kvm_run *run = vcpu->run;
 	struct ucall uc;
 
-	if (run->exit_reason == KVM_EXIT_IO &&
-	    run->io.port == PROTMEM_DONE_PORT) {
+	if (protmem_arch_is_done(vcpu)) {
 		/* Or a reset would make the guest say so once more. */
 		vcpu_run_complete_io(vcpu);
 		return true;
 	}
 
-	if (run->exit_reason == KVM_EXIT_IO &&
+	if (run->exit_reason == UCALL_EXIT_REASON &&
 	    get_ucall(vcpu, &uc) == UCALL_ABORT)
 		REPORT_GUEST_ASSERT(uc);
 
@@ -314,11 +260,6 @@ u64 guest_check_zero(u64 gpa, u64 size, u64 b, u64 c)
 	return 0;
 }
 
-u64 guest_convert(u64 gpa, u64 size, u64 attrs, u64 unused)
-{
-	return __kvm_hypercall_map_gpa_range(gpa, size, attrs);
-}
-
 u64 guest_read64(u64 gva, u64 b, u64 c, u64 d)
 {
 	return READ_ONCE(*(u64 *)gva);
@@ -328,18 +269,6 @@ u64 guest_write64(u64 gva, u64 val, u64 c, u64 d)
 {
 	WRITE_ONCE(*(u64 *)gva, val);
 	return 0;
-}
-
-u64 guest_wrmsr(u64 msr, u64 val, u64 c, u64 d)
-{
-	return wrmsr_safe(msr, val);
-}
-
-u64 guest_ins(u64 gpa, u64 n, u64 c, u64 d)
-{
-	asm volatile("cld; rep insb"
-		     : "+D"(gpa), "+c"(n) : "d"(PROTMEM_STRING_PORT) : "memory");
-	return gpa;
 }
 
 u64 guest_nop(u64 a, u64 b, u64 c, u64 d)

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The tests of KVM_CAP_PROTECTED_MEMORY: arm64.
+ */
+#include "protmem.h"
+
+/* There is no other way to run a guest. */
+bool protmem_tdp_is_on(void)
+{
+	return true;
+}
+
+void protmem_arch_vm_prepare(struct protmem_vm *p)
+{
+}
+
+void protmem_arch_map(struct kvm_vm *vm, u64 gpa, u64 size)
+{
+	virt_map(vm, gpa, gpa, size / vm->page_size);
+}
+
+void protmem_arch_vcpu_init(struct protmem_vm *p, int cpu,
+			    const struct protmem_opts *opts)
+{
+	struct protmem_vcpu_state *boot = &p->boot[cpu];
+	struct kvm_vcpu *vcpu = p->vcpu[cpu];
+
+	boot->pc = vcpu_get_reg(vcpu, ARM64_CORE_REG(regs.pc));
+	boot->x0 = vcpu_get_reg(vcpu, ARM64_CORE_REG(regs.regs[0]));
+	boot->sp = vcpu_get_reg(vcpu, ctxt_reg_alias(vcpu, SYS_SP_EL1));
+}
+
+void protmem_vcpu_reset(struct protmem_vm *p, int cpu)
+{
+	struct protmem_vcpu_state *boot = &p->boot[cpu];
+	struct kvm_vcpu *vcpu = p->vcpu[cpu];
+
+	aarch64_vcpu_setup(vcpu, &vcpu->init);
+	vcpu_set_reg(vcpu, ARM64_CORE_REG(regs.pc), boot->pc);
+	vcpu_set_reg(vcpu, ARM64_CORE_REG(regs.regs[0]), boot->x0);
+	vcpu_set_reg(vcpu, ctxt_reg_alias(vcpu, SYS_SP_EL1), boot->sp);
+}
+
+void protmem_arch_guest_done(void)
+{
+	/* One store that KVM can tell userspace about. */
+	asm volatile("str xzr, [%0]"
+		     : : "r"(PROTMEM_MMIO_GPA + PROTMEM_DONE_REG) : "memory");
+}
+
+bool protmem_arch_is_done(struct kvm_vcpu *vcpu)
+{
+	struct kvm_run *run = vcpu->run;
+
+	return run->exit_reason == KVM_EXIT_MMIO && run->mmio.is_write &&
+	       run->mmio.phys_addr == PROTMEM_MMIO_GPA + PROTMEM_DONE_REG;
+}
+
+/* A page for each call.  Returns 0, or what the first that failed returned. */
+u64 guest_convert(u64 gpa, u64 size, u64 to, u64 unused)
+{
+	struct arm_smccc_res res;
+	u64 end = gpa + size;
+
+	for (; gpa < end; gpa += PAGE_SIZE) {
+		smccc_hvc(to, gpa, 0, 0, 0, 0, 0, 0, &res);
+		if (res.a0)
+			return res.a0;
+	}
+	return 0;
+}
