@@ -154,10 +154,13 @@ TEST_F(memcg, reserved_before_oom)
 	protmem_cgroup_leave();
 	/* A block for each range, as far as there are any. */
 	for (i = 0; i < nr / 2; i++)
-		protmem_call(p, 0, guest_fill, GPA + i * SZ_2M, PAGE_SIZE, SEED);
-	ASSERT_EQ(0, protmem_make_private(p, GPA, VM_SIZE));
-	if (protmem_off_direct_map() < nr / 2 * SZ_2M)
+		protmem_fill(p, GPA + i * SZ_2M, PAGE_SIZE, SEED);
+	ASSERT_EQ(0, protmem_set_attr(p->gmem, 0, VM_SIZE, KVM_MEMORY_ATTRIBUTE_PRIVATE,
+				      KVM_SET_MEMORY_ATTRIBUTES2_PRESERVE, NULL));
+	if (protmem_off_direct_map() < nr / 2 * SZ_2M) {
+		protmem_vm_free(p);
 		SKIP(return, "no large blocks to be had");
+	}
 
 	ooms = protmem_cgroup_events("oom");
 	protmem_cgroup_limit(protmem_cgroup_charged());

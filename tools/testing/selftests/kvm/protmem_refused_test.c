@@ -1152,7 +1152,7 @@ static int scan_kcore(u64 seed, u64 gpa, int npages, u64 *scanned)
 		u64 offset, vaddr, paddr, filesz, memsz, align;
 	} ph;
 	int fd = open("/proc/kcore", O_RDONLY), i, j, found = 0;
-	u64 page_offset = -1ull, off, b;
+	u64 page_offset = 0, largest = 0, off, b;
 
 	*scanned = 0;
 	if (fd < 0)
@@ -1160,16 +1160,20 @@ static int scan_kcore(u64 seed, u64 gpa, int npages, u64 *scanned)
 	if (pread(fd, &eh, sizeof(eh), 0) != sizeof(eh))
 		goto out;
 
+	/* The direct map: the largest that has a physical address; not the image. */
+	for (i = 0; i < eh.phnum; i++) {
+		if (pread(fd, &ph, sizeof(ph), eh.phoff + i * sizeof(ph)) != sizeof(ph))
+			goto out;
+		if (ph.type == 1 && ph.paddr != -1ull && ph.filesz > largest) {
+			largest = ph.filesz;
+			page_offset = ph.vaddr - ph.paddr;
+		}
+	}
 	for (i = 0; i < eh.phnum; i++) {
 		if (pread(fd, &ph, sizeof(ph), eh.phoff + i * sizeof(ph)) != sizeof(ph))
 			break;
-		/* The direct map: what has a physical address, but the image. */
 		if (ph.type != 1 || ph.paddr == -1ull ||
-		    ph.vaddr >= 0xffffffff80000000ull)
-			continue;
-		if (page_offset == -1ull)
-			page_offset = ph.vaddr - ph.paddr;
-		if (ph.vaddr - ph.paddr != page_offset)
+		    ph.vaddr - ph.paddr != page_offset)
 			continue;
 		for (off = 0; off < ph.filesz; off += sizeof(buf)) {
 			ssize_t n = pread(fd, buf, sizeof(buf), ph.offset + off);

@@ -650,6 +650,8 @@ static void live(enum stage stage, int sock)
 					 KVM_MEMORY_ATTRIBUTE_PRIVATE,
 					 KVM_SET_MEMORY_ATTRIBUTES2_ZERO, NULL);
 			protmem_call(p, 0, guest_fill, GPA, SZ_64K, 9);
+			if (PROTMEM_RUN_LATCHES)
+				TEST_ASSERT_EQ(protmem_reset(p), 0);
 			TEST_ASSERT_EQ(protmem_delete_slot(p, PROTMEM_SLOT), 0);
 			TEST_ASSERT_EQ(protmem_set_slot(p, PROTMEM_SLOT, GPA,
 							p->size, 0), 0);

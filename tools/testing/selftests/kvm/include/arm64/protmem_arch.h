@@ -25,6 +25,9 @@
 /* In the page at PROTMEM_MMIO_GPA. */
 #define PROTMEM_DONE_REG	0xff8
 
+/* Does the latch close when the guest first runs? */
+#define PROTMEM_RUN_LATCHES	1
+
 struct protmem_vcpu_state {
 	u64 pc;
 	u64 sp;

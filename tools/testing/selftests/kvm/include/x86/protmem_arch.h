@@ -19,6 +19,9 @@
 #define X86_FEATURE_KVM_PROTECTED_MEMORY	\
 	KVM_X86_CPU_FEATURE(0x40000001, 0, EAX, KVM_FEATURE_PROTECTED_MEMORY)
 
+/* Does the latch close when the guest first runs? */
+#define PROTMEM_RUN_LATCHES	0
+
 struct protmem_vcpu_state {
 	struct kvm_regs regs;
 	struct kvm_sregs sregs;
