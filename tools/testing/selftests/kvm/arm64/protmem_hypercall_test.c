@@ -3,8 +3,8 @@
  * Protected memory on arm64: the guest's hypercalls, who may restrict them, the
  * latch, which closes when the guest first runs, and what a VM can't have besides.
  */
-#include <linux/falloc.h>
-#include <sys/mman.h>
+#include <pthread.h>
+#include <sched.h>
 
 #include "kselftest_harness.h"
 #include "protmem.h"
@@ -75,6 +75,7 @@ TEST_F(hypercall, bad_arguments)
 {
 	const u32 functions[] = { PROTMEM_TO_PRIVATE, PROTMEM_TO_SHARED };
 	struct protmem_vm *p = &self->p;
+	const u64 elsewhere[] = { 0, PROTMEM_MMIO_GPA, GPA + p->size, -PAGE_SIZE };
 	int i;
 
 	for (i = 0; i < ARRAY_SIZE(functions); i++) {
@@ -82,16 +83,15 @@ TEST_F(hypercall, bad_arguments)
 		EXPECT_EQ(INVALID, protmem_call(p, 0, guest_hvc, functions[i], GPA + 8));
 		EXPECT_EQ(INVALID, protmem_call(p, 0, guest_hvc, functions[i], GPA, 1));
 		EXPECT_EQ(INVALID, protmem_call(p, 0, guest_hvc, functions[i], GPA, 0, 1));
-		/* Neither here nor there is any memory. */
-		EXPECT_EQ(INVALID, protmem_call(p, 0, guest_hvc, functions[i], PROTMEM_MMIO_GPA));
-		EXPECT_EQ(INVALID, protmem_call(p, 0, guest_hvc, functions[i], GPA + p->size));
-		EXPECT_EQ(INVALID, protmem_call(p, 0, guest_hvc, functions[i], -PAGE_SIZE));
 	}
 	EXPECT_FALSE(protmem_is_private(p, GPA));
 
-	/* Ordinary memory is shared, and stays so. */
-	EXPECT_EQ(0, protmem_call(p, 0, guest_hvc, PROTMEM_TO_SHARED, 0));
-	EXPECT_EQ(INVALID, protmem_call(p, 0, guest_hvc, PROTMEM_TO_PRIVATE, 0));
+	/* Ordinary memory, and where there is none, is shared, and stays so. */
+	for (i = 0; i < ARRAY_SIZE(elsewhere); i++) {
+		EXPECT_EQ(0, protmem_call(p, 0, guest_hvc, PROTMEM_TO_SHARED, elsewhere[i]));
+		EXPECT_EQ(INVALID, protmem_call(p, 0, guest_hvc, PROTMEM_TO_PRIVATE,
+						elsewhere[i]));
+	}
 }
 
 static void expect_no_calls(struct __test_metadata *_metadata, struct protmem_vm *p)
@@ -251,6 +251,112 @@ TEST_F(hypercall, latched_by_running)
 	ASSERT_EQ(0, protmem_set_attr(p->gmem, 0, p->size, PRIVATE, PRESERVE, NULL));
 	EXPECT_EQ(0, protmem_call(p, 0, guest_check, GPA, PAGE_SIZE, SEED + 1));
 	EXPECT_EQ(-EPERM, protmem_punch(p->gmem, 0, PAGE_SIZE));
+}
+
+/*
+ * The VMM shares while the guest starts.  How far it has come by then is up to chance,
+ * but from the guest's first instruction on nothing changes.
+ */
+#define RACE_SIZE	SZ_4M
+
+static u64 guest_started(u64 cmd_gva, u64 b, u64 c, u64 d)
+{
+	struct protmem_cmd *cmd = (void *)cmd_gva;
+
+	WRITE_ONCE(cmd->count, 1);
+	while (!READ_ONCE(cmd->stop))
+		cpu_relax();
+	return 0;
+}
+
+struct sharer {
+	struct protmem_vm *p;
+	u64 delay;
+	u64 started;
+	int r;
+	u64 err;
+};
+
+static void *share_thread(void *arg)
+{
+	struct sharer *s = arg;
+	u64 i;
+
+	WRITE_ONCE(s->started, 1);
+	for (i = 0; i < s->delay; i++)
+		cpu_relax();
+	s->r = protmem_set_attr(s->p->gmem, 0, RACE_SIZE, 0, PRESERVE, &s->err);
+	return NULL;
+}
+
+static void *run_thread(void *arg)
+{
+	struct protmem_vm *p = arg;
+
+	protmem_run(p, 0);
+	return NULL;
+}
+
+static u64 shared_bytes(struct protmem_vm *p)
+{
+	u64 attributes, run;
+
+	TEST_ASSERT_EQ(protmem_get_attr(p->gmem, 0, RACE_SIZE, &attributes, &run), 0);
+	return attributes & PRIVATE ? 0 : run;
+}
+
+TEST(sharing_races_with_the_first_run)
+{
+	struct protmem_opts opts = { .caps = PROTMEM_CAPS, .size = RACE_SIZE };
+	int none = 0, all = 0, part = 0, i, iterations = protmem_test_iterations(60);
+	pthread_t run, share;
+	struct sharer s = {};
+	struct protmem_vm p;
+	u64 then, now;
+
+	if (protmem_nr_cpus() < 2)
+		SKIP(return, "needs 2 CPUs to race");
+
+	protmem_vm_create(&p, &opts);
+	s.p = &p;
+	for (i = 0; i < iterations; i++) {
+		ASSERT_EQ(0, protmem_reset(&p));
+		/* Contents, so that it takes its time. */
+		protmem_fill(&p, GPA, RACE_SIZE, SEED);
+		ASSERT_EQ(0, protmem_set_attr(p.gmem, 0, RACE_SIZE, PRIVATE, PRESERVE,
+					      NULL));
+		p.cmd[0]->count = 0;
+		p.cmd[0]->stop = 0;
+		s.started = 0;
+		protmem_prepare(&p, 0, guest_started, p.cmd_gva[0], 0, 0, 0);
+		pthread_create(&share, NULL, share_thread, &s);
+		while (!READ_ONCE(s.started))
+			sched_yield();
+		pthread_create(&run, NULL, run_thread, &p);
+		while (!READ_ONCE(p.cmd[0]->count))
+			sched_yield();
+
+		then = shared_bytes(&p);
+		pthread_join(share, NULL);
+		now = shared_bytes(&p);
+		WRITE_ONCE(p.cmd[0]->stop, 1);
+		pthread_join(run, NULL);
+
+		ASSERT_EQ(then, now);
+		ASSERT_EQ(now == RACE_SIZE ? 0 : -EPERM, s.r);
+		if (s.r)
+			ASSERT_EQ(now, s.err);
+		none += !now;
+		all += now == RACE_SIZE;
+		part += now && now < RACE_SIZE;
+		/* Who was too early is later the next time. */
+		if (now)
+			s.delay += 100 + s.delay / 8;
+		else
+			s.delay -= s.delay / 8;
+	}
+	TH_LOG("nothing shared %d times, all %d times, a part %d times", none, all, part);
+	protmem_vm_free(&p);
 }
 
 TEST(refusals)
