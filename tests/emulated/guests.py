@@ -15,7 +15,10 @@ import subprocess
 import threading
 import time
 
-QEMU = "/repo/build/qemu/qemu-system-x86_64"
+# Which host this is in.
+ARM64 = os.uname().machine == "aarch64"
+QEMU = "/repo/build/qemu-arm64/qemu-system-aarch64" if ARM64 else "/repo/build/qemu/qemu-system-x86_64"
+MACHINE = "virt,gic-version=3" if ARM64 else "q35"
 KERNEL = "/repo/build/kernel/guest-bzImage"
 MEMORY = 256        # MiB of a guest
 # What a guest mounts and starts, and a root on its first disk.
@@ -93,7 +96,8 @@ def serve(size=300000):
 class Machine:
     """A QEMU.  Arguments are words in one string or a list of arguments."""
 
-    def __init__(self, name, *args, protected=True, machine="q35", accel="kvm", cpu="host,-xsave,-tsc-deadline"):
+    def __init__(self, name, *args, protected=True, machine=MACHINE, accel="kvm",
+                 cpu="host" if ARM64 else "host,-xsave,-tsc-deadline"):
         self.name, self.dir, self.events = name, f"/tmp/{name}", []
         self.log = f"/out/{name}.qemu" if isinstance(self, Console) else f"{self.dir}/log"
         os.mkdir(self.dir)
