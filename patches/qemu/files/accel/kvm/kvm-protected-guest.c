@@ -17,18 +17,25 @@
 
 #include "qemu/error-report.h"
 #include "qapi/error.h"
+#include "qom/object_interfaces.h"
 #include "block/block-global-state.h"
 #include "exec/memory.h"
+#include "exec/ramblock.h"
 #include "hw/boards.h"
+#include "hw/qdev-core.h"
 #include "migration/blocker.h"
+#include "system/confidential-guest-support.h"
 #include "system/convertible-ram.h"
 #include "system/kvm.h"
 #include "system/kvm_int.h"
 #include "system/kvm-protected-guest.h"
+#include "system/runstate.h"
 #include "system/system.h"
 
 static KvmProtectedGuestMode kvm_protected_guest_mode;
 static Error *kvm_protected_guest_mig_blocker;
+/* There is one class of this kind in a QEMU. */
+static const KvmProtectedGuestOps *kvm_protected_guest_ops;
 
 int kvm_protected_guest_init(KvmProtectedGuestMode mode, Error **errp)
 {
@@ -147,6 +154,44 @@ void kvm_protected_guest_wipe(void)
     convertible_ram_reset();
 }
 
+static int kvm_protected_guest_make_block_private(RAMBlock *rb, void *opaque)
+{
+    struct kvm_memory_attributes2 attrs = {
+        .size = qemu_ram_get_used_length(rb),
+        .attributes = KVM_MEMORY_ATTRIBUTE_PRIVATE,
+        .flags = KVM_SET_MEMORY_ATTRIBUTES2_PRESERVE,
+    };
+
+    if (!(rb->flags & RAM_CONVERTIBLE)) {
+        return 0;
+    }
+
+    while (ioctl(qemu_ram_get_fd(rb), KVM_SET_MEMORY_ATTRIBUTES2, &attrs) < 0) {
+        if (errno != EINTR) {
+            return -errno;
+        }
+        /* A part of it is done. */
+        attrs.size -= attrs.error_offset - attrs.offset;
+        attrs.offset = attrs.error_offset;
+        if (!attrs.size) {
+            break;
+        }
+    }
+    return 0;
+}
+
+void kvm_protected_guest_make_private(void)
+{
+    int ret = qemu_ram_foreach_block(kvm_protected_guest_make_block_private,
+                                     NULL);
+
+    if (ret < 0) {
+        error_report("KVM failed to make the memory of the guest private, as "
+                     "which the guest is to find it: %s", strerror(-ret));
+        exit(1);
+    }
+}
+
 static bool kvm_protected_guest_read(int fd, void *buf, size_t len, off_t pos,
                                      Error **errp)
 {
@@ -233,4 +278,128 @@ KvmProtectedGuestInfo *kvm_protected_guest_query(Error **errp)
     info->block_bytes = value[BLOCK];
     info->refused_accesses = value[REFUSED];
     return info;
+}
+
+static void kvm_protected_guest_machine_done(Notifier *n, void *unused)
+{
+    KvmProtectedGuestState *state = container_of(n, KvmProtectedGuestState,
+                                                 machine_done);
+    const char *id = object_get_canonical_path_component(state->obj);
+    const bool hidden = state->mode == KVM_PROTECTED_GUEST_MODE_HIDDEN;
+
+    if (current_machine->cgs != CONFIDENTIAL_GUEST_SUPPORT(state->obj)) {
+        error_report("kvm-protected-guest object '%s' protects nothing: "
+                     "-machine confidential-guest-support=%s is missing",
+                     id, id);
+        exit(1);
+    }
+
+    if (runstate_check(RUN_STATE_INMIGRATE)) {
+        error_report("kvm-protected-guest: incoming migration is not "
+                     "supported: %s; leave -incoming out",
+                     hidden ? "KVM does not log writes to hidden guest memory, "
+                              "so that there is no source for it" :
+                              "private guest memory cannot be read or written "
+                              "by QEMU");
+        exit(1);
+    }
+
+    kvm_protected_guest_ops->check_machine(state);
+}
+
+static void kvm_protected_guest_complete(UserCreatable *uc, Error **errp)
+{
+    KvmProtectedGuestState *state =
+        kvm_protected_guest_ops->get_state(OBJECT(uc));
+
+    if (phase_check(PHASE_MACHINE_READY)) {
+        error_setg(errp, "kvm-protected-guest must be created together with "
+                   "the machine: use -object");
+        return;
+    }
+    /* All RAM is of the kind that was asked for first. */
+    state->complete = true;
+    state->obj = OBJECT(uc);
+
+    /* A guest never runs without the protection that somebody asked for. */
+    state->machine_done.notify = kvm_protected_guest_machine_done;
+    qemu_add_machine_init_done_notifier(&state->machine_done);
+}
+
+static bool kvm_protected_guest_can_be_deleted(UserCreatable *uc)
+{
+    return false;
+}
+
+/*
+ * All objects enter reset before any of them is reset: when firmware and ROMs
+ * are loaded, and devices write to RAM, the memory is shared again.  Hidden
+ * memory has no other state, and keeps its contents as ordinary memory does.
+ */
+static void kvm_protected_guest_reset_enter(Object *obj, ResetType type)
+{
+    KvmProtectedGuestState *state = kvm_protected_guest_ops->get_state(obj);
+
+    switch (type) {
+    case RESET_TYPE_COLD:
+        /* The first reset is part of creating the machine. */
+        if (state->ran && state->mode != KVM_PROTECTED_GUEST_MODE_HIDDEN) {
+            kvm_protected_guest_wipe();
+        }
+        state->ran = true;
+        break;
+    default:
+        break;
+    }
+}
+
+static ResettableState *kvm_protected_guest_reset_state(Object *obj)
+{
+    return &kvm_protected_guest_ops->get_state(obj)->reset_state;
+}
+
+static int kvm_protected_guest_get_mode(Object *obj, Error **errp)
+{
+    return kvm_protected_guest_ops->get_state(obj)->mode;
+}
+
+static void kvm_protected_guest_set_mode(Object *obj, int value, Error **errp)
+{
+    ConfidentialGuestSupport *cgs = CONFIDENTIAL_GUEST_SUPPORT(obj);
+    KvmProtectedGuestState *state = kvm_protected_guest_ops->get_state(obj);
+
+    if (state->complete) {
+        error_setg(errp, "the mode cannot be changed any more: set it when "
+                   "the object is created");
+        return;
+    }
+    state->mode = value;
+    cgs->hidden_ram = value == KVM_PROTECTED_GUEST_MODE_HIDDEN;
+    cgs->convertible_ram = !cgs->hidden_ram;
+}
+
+void kvm_protected_guest_instance_init(Object *obj)
+{
+    /* As KVM_PROTECTED_GUEST_MODE_PROTECTED_MEMORY, the default, has it. */
+    CONFIDENTIAL_GUEST_SUPPORT(obj)->convertible_ram = true;
+}
+
+void kvm_protected_guest_class_init(ObjectClass *oc,
+                                    const KvmProtectedGuestOps *ops)
+{
+    UserCreatableClass *ucc = USER_CREATABLE_CLASS(oc);
+    ResettableClass *rc = RESETTABLE_CLASS(oc);
+
+    kvm_protected_guest_ops = ops;
+    ucc->complete = kvm_protected_guest_complete;
+    ucc->can_be_deleted = kvm_protected_guest_can_be_deleted;
+    rc->get_state = kvm_protected_guest_reset_state;
+    rc->phases.enter = kvm_protected_guest_reset_enter;
+
+    object_class_property_add_enum(oc, "mode", "KvmProtectedGuestMode",
+                                   &KvmProtectedGuestMode_lookup,
+                                   kvm_protected_guest_get_mode,
+                                   kvm_protected_guest_set_mode);
+    object_class_property_set_description(oc, "mode",
+        "How the memory of the guest is protected");
 }

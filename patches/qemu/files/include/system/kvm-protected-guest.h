@@ -6,7 +6,57 @@
 #ifndef SYSTEM_KVM_PROTECTED_GUEST_H
 #define SYSTEM_KVM_PROTECTED_GUEST_H
 
+#include "hw/resettable.h"
+#include "qapi/qapi-types-common.h"
 #include "qapi/qapi-types-machine.h"
+#include "qemu/notify.h"
+#include "qom/object.h"
+
+#define TYPE_KVM_PROTECTED_GUEST "kvm-protected-guest"
+
+/**
+ * KvmProtectedGuestState: what a kvm-protected-guest object has everywhere
+ *
+ * @obj: the object, once it is complete
+ * @mode: how the memory of the guest is protected
+ * @complete: properties cannot change any more
+ * @ran: a cold reset has to erase the private memory, the first one excepted
+ */
+typedef struct KvmProtectedGuestState {
+    Object *obj;
+    KvmProtectedGuestMode mode;
+    ResettableState reset_state;
+    Notifier machine_done;
+    bool complete;
+    bool ran;
+} KvmProtectedGuestState;
+
+/**
+ * KvmProtectedGuestOps: what an architecture has of its own
+ *
+ * @get_state: find the state in an object
+ * @check_machine: called when the machine is complete, exits if there is
+ *     something in it that cannot work
+ */
+typedef struct KvmProtectedGuestOps {
+    KvmProtectedGuestState *(*get_state)(Object *obj);
+    void (*check_machine)(KvmProtectedGuestState *state);
+} KvmProtectedGuestOps;
+
+/**
+ * kvm_protected_guest_class_init: set up what all architectures have
+ * @oc: class of type %TYPE_KVM_PROTECTED_GUEST, which is a confidential guest,
+ *     user creatable and resettable
+ * @ops: the rest
+ */
+void kvm_protected_guest_class_init(ObjectClass *oc,
+                                    const KvmProtectedGuestOps *ops);
+
+/**
+ * kvm_protected_guest_instance_init: set up an object of that class
+ * @obj: object
+ */
+void kvm_protected_guest_instance_init(Object *obj);
 
 /**
  * kvm_protected_guest_init: make KVM protect the memory of the virtual machine
@@ -32,6 +82,15 @@ int kvm_protected_guest_init(KvmProtectedGuestMode mode, Error **errp);
  * Not for mode hidden, where no memory is private and RAM outlives a reset.
  */
 void kvm_protected_guest_wipe(void);
+
+/**
+ * kvm_protected_guest_make_private: make all RAM private that can be
+ *
+ * For architectures whose guests expect that when they start.  Contents are
+ * kept.  Called with the BQL held and all vCPUs stopped.  Does not return if it
+ * fails: the guest would take for private what is not.
+ */
+void kvm_protected_guest_make_private(void);
 
 /**
  * kvm_protected_guest_query: find out about the state of the guest's memory

@@ -8,9 +8,7 @@
 #include <linux/kvm.h>
 
 #include "qemu/error-report.h"
-#include "qemu/notify.h"
 #include "qapi/error.h"
-#include "qapi/qapi-types-common.h"
 #include "qom/object_interfaces.h"
 #include "hw/acpi/acpi.h"
 #include "hw/acpi/ich9.h"
@@ -18,14 +16,10 @@
 #include "hw/boards.h"
 #include "hw/i386/apic_internal.h"
 #include "hw/i386/pc.h"
-#include "hw/qdev-core.h"
-#include "hw/resettable.h"
 #include "hw/southbridge/ich9.h"
 #include "system/kvm_int.h"
 #include "system/kvm-protected-guest.h"
 #include "system/reset.h"
-#include "system/runstate.h"
-#include "system/system.h"
 #include "../confidential-guest.h"
 #include "kvm_i386.h"
 #include "protected-guest.h"
@@ -33,11 +27,7 @@
 struct KVMProtectedGuest {
     X86ConfidentialGuest parent_obj;
 
-    KvmProtectedGuestMode mode;
-    ResettableState reset_state;
-    Notifier machine_done;
-    bool complete;
-    bool ran;
+    KvmProtectedGuestState state;
 };
 
 OBJECT_DECLARE_SIMPLE_TYPE(KVMProtectedGuest, KVM_PROTECTED_GUEST)
@@ -63,7 +53,7 @@ kvm_protected_guest_mask_cpuid_features(X86ConfidentialGuest *cg,
     } else if (function == 0x8000000A) {
         value = 0;
     } else if (function == KVM_CPUID_FEATURES && reg == R_EAX &&
-               guest->mode != KVM_PROTECTED_GUEST_MODE_HIDDEN) {
+               guest->state.mode != KVM_PROTECTED_GUEST_MODE_HIDDEN) {
         value |= CPUID_KVM_HC_MAP_GPA_RANGE | CPUID_KVM_PROTECTED_MEMORY;
     }
     return value;
@@ -96,7 +86,7 @@ static int kvm_protected_guest_kvm_init(ConfidentialGuestSupport *cgs,
                                         Error **errp)
 {
     KVMProtectedGuest *guest = KVM_PROTECTED_GUEST(cgs);
-    const bool hidden = guest->mode == KVM_PROTECTED_GUEST_MODE_HIDDEN;
+    const bool hidden = guest->state.mode == KVM_PROTECTED_GUEST_MODE_HIDDEN;
     MachineState *ms = MACHINE(qdev_get_machine());
     X86MachineState *x86ms;
     int ret;
@@ -143,7 +133,7 @@ static int kvm_protected_guest_kvm_init(ConfidentialGuestSupport *cgs,
                                    ACPI_PM_PROP_S3_DISABLED, "1", true);
     }
 
-    ret = kvm_protected_guest_init(guest->mode, errp);
+    ret = kvm_protected_guest_init(guest->state.mode, errp);
     if (ret < 0) {
         return ret;
     }
@@ -153,33 +143,16 @@ static int kvm_protected_guest_kvm_init(ConfidentialGuestSupport *cgs,
     return 0;
 }
 
-static void kvm_protected_guest_machine_done(Notifier *n, void *unused)
+static KvmProtectedGuestState *kvm_protected_guest_x86_state(Object *obj)
 {
-    KVMProtectedGuest *guest = container_of(n, KVMProtectedGuest,
-                                            machine_done);
-    const char *id = object_get_canonical_path_component(OBJECT(guest));
-    const bool hidden = guest->mode == KVM_PROTECTED_GUEST_MODE_HIDDEN;
-    MachineState *ms = MACHINE(qdev_get_machine());
+    return &KVM_PROTECTED_GUEST(obj)->state;
+}
+
+static void kvm_protected_guest_check_machine(KvmProtectedGuestState *state)
+{
     Object *pm;
 
-    if (ms->cgs != CONFIDENTIAL_GUEST_SUPPORT(guest)) {
-        error_report("kvm-protected-guest object '%s' protects nothing: "
-                     "-machine confidential-guest-support=%s is missing",
-                     id, id);
-        exit(1);
-    }
-
-    if (runstate_check(RUN_STATE_INMIGRATE)) {
-        error_report("kvm-protected-guest: incoming migration is not "
-                     "supported: %s; leave -incoming out",
-                     hidden ? "KVM does not log writes to hidden guest memory, "
-                              "so that there is no source for it" :
-                              "private guest memory cannot be read or written "
-                              "by QEMU");
-        exit(1);
-    }
-
-    if (hidden) {
+    if (state->mode == KVM_PROTECTED_GUEST_MODE_HIDDEN) {
         return;
     }
     pm = object_resolve_type_unambiguous(TYPE_ICH9_LPC_DEVICE, NULL) ?:
@@ -193,102 +166,20 @@ static void kvm_protected_guest_machine_done(Notifier *n, void *unused)
     }
 }
 
-static void kvm_protected_guest_complete(UserCreatable *uc, Error **errp)
-{
-    KVMProtectedGuest *guest = KVM_PROTECTED_GUEST(uc);
+static const KvmProtectedGuestOps kvm_protected_guest_x86_ops = {
+    .get_state = kvm_protected_guest_x86_state,
+    .check_machine = kvm_protected_guest_check_machine,
+};
 
-    if (phase_check(PHASE_MACHINE_READY)) {
-        error_setg(errp, "kvm-protected-guest must be created together with "
-                   "the machine: use -object");
-        return;
-    }
-    /* All RAM is of the kind that was asked for first. */
-    guest->complete = true;
-
-    /* A guest never runs without the protection that somebody asked for. */
-    guest->machine_done.notify = kvm_protected_guest_machine_done;
-    qemu_add_machine_init_done_notifier(&guest->machine_done);
-}
-
-static bool kvm_protected_guest_can_be_deleted(UserCreatable *uc)
-{
-    return false;
-}
-
-/*
- * All objects enter reset before any of them is reset: when firmware and ROMs
- * are loaded, and devices write to RAM, the memory is shared again.  Hidden
- * memory has no other state, and keeps its contents as ordinary memory does.
- */
-static void kvm_protected_guest_reset_enter(Object *obj, ResetType type)
-{
-    KVMProtectedGuest *guest = KVM_PROTECTED_GUEST(obj);
-
-    switch (type) {
-    case RESET_TYPE_COLD:
-        /* The first reset is part of creating the machine. */
-        if (guest->ran && guest->mode != KVM_PROTECTED_GUEST_MODE_HIDDEN) {
-            kvm_protected_guest_wipe();
-        }
-        guest->ran = true;
-        break;
-    default:
-        break;
-    }
-}
-
-static ResettableState *kvm_protected_guest_reset_state(Object *obj)
-{
-    return &KVM_PROTECTED_GUEST(obj)->reset_state;
-}
-
-static int kvm_protected_guest_get_mode(Object *obj, Error **errp)
-{
-    return KVM_PROTECTED_GUEST(obj)->mode;
-}
-
-static void kvm_protected_guest_set_mode(Object *obj, int value, Error **errp)
-{
-    ConfidentialGuestSupport *cgs = CONFIDENTIAL_GUEST_SUPPORT(obj);
-    KVMProtectedGuest *guest = KVM_PROTECTED_GUEST(obj);
-
-    if (guest->complete) {
-        error_setg(errp, "the mode cannot be changed any more: set it when "
-                   "the object is created");
-        return;
-    }
-    guest->mode = value;
-    cgs->hidden_ram = value == KVM_PROTECTED_GUEST_MODE_HIDDEN;
-    cgs->convertible_ram = !cgs->hidden_ram;
-}
-
-static void kvm_protected_guest_instance_init(Object *obj)
-{
-    /* As KVM_PROTECTED_GUEST_MODE_PROTECTED_MEMORY, the default, has it. */
-    CONFIDENTIAL_GUEST_SUPPORT(obj)->convertible_ram = true;
-}
-
-static void kvm_protected_guest_class_init(ObjectClass *oc, void *data)
+static void kvm_protected_guest_x86_class_init(ObjectClass *oc, void *data)
 {
     ConfidentialGuestSupportClass *klass = CONFIDENTIAL_GUEST_SUPPORT_CLASS(oc);
     X86ConfidentialGuestClass *x86_klass = X86_CONFIDENTIAL_GUEST_CLASS(oc);
-    UserCreatableClass *ucc = USER_CREATABLE_CLASS(oc);
-    ResettableClass *rc = RESETTABLE_CLASS(oc);
 
     klass->kvm_init = kvm_protected_guest_kvm_init;
     x86_klass->kvm_type = kvm_protected_guest_kvm_type;
     x86_klass->mask_cpuid_features = kvm_protected_guest_mask_cpuid_features;
-    ucc->complete = kvm_protected_guest_complete;
-    ucc->can_be_deleted = kvm_protected_guest_can_be_deleted;
-    rc->get_state = kvm_protected_guest_reset_state;
-    rc->phases.enter = kvm_protected_guest_reset_enter;
-
-    object_class_property_add_enum(oc, "mode", "KvmProtectedGuestMode",
-                                   &KvmProtectedGuestMode_lookup,
-                                   kvm_protected_guest_get_mode,
-                                   kvm_protected_guest_set_mode);
-    object_class_property_set_description(oc, "mode",
-        "How the memory of the guest is protected");
+    kvm_protected_guest_class_init(oc, &kvm_protected_guest_x86_ops);
 }
 
 static const TypeInfo kvm_protected_guest_info = {
@@ -296,7 +187,7 @@ static const TypeInfo kvm_protected_guest_info = {
     .parent = TYPE_X86_CONFIDENTIAL_GUEST,
     .instance_size = sizeof(KVMProtectedGuest),
     .instance_init = kvm_protected_guest_instance_init,
-    .class_init = kvm_protected_guest_class_init,
+    .class_init = kvm_protected_guest_x86_class_init,
     .interfaces = (InterfaceInfo[]) {
         { TYPE_USER_CREATABLE },
         { TYPE_RESETTABLE_INTERFACE },

@@ -8,8 +8,6 @@
 
 #include "cpu.h"
 
-#define TYPE_KVM_PROTECTED_GUEST "kvm-protected-guest"
-
 /**
  * kvm_protected_guest_check_cpu: check the features of a vCPU
  * @cpu: vCPU of a machine with a kvm-protected-guest, features expanded
