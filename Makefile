@@ -4,9 +4,10 @@
 SHELL := /bin/bash
 export KDIR QEMUDIR MIRROR JOBS
 
-# Not for the builds of others that the scripts start.
+# For the scripts to know, and not for the kernel's make that they start.
 arm64 := $(filter-out x86,$(ARCH))
-run := env -u MAKEFLAGS -u MAKEOVERRIDES -u ARCH
+MAKEOVERRIDES :=
+unexport ARCH
 
 .DEFAULT_GOAL := help
 .PHONY: help deps fetch source kernel guest-kernel qemu roots selftests \
@@ -18,7 +19,7 @@ help:
 ## make deps         install the Debian packages this needs (as root or by sudo)
 ## make deps ARCH=arm64  also what is needed to build and run it for arm64
 deps:
-	@$(run) scripts/deps $(arm64)
+	@scripts/deps $(arm64)
 
 ## make fetch        get the pinned Linux and QEMU sources from a Debian mirror
 fetch:
@@ -31,24 +32,24 @@ source: fetch
 
 ## make kernel       the host kernel: build/kernel/host-bzImage
 kernel: source
-	@scripts/build-kernel host
+	@scripts/build-kernel host$(addprefix -,$(arm64))
 ## make guest-kernel the guest kernel: build/kernel/guest-bzImage
 guest-kernel: source
-	@scripts/build-kernel guest
+	@scripts/build-kernel guest$(addprefix -,$(arm64))
 ## make qemu         QEMU: build/qemu/qemu-system-x86_64
 qemu: source
-	@scripts/build-qemu
+	@scripts/build-qemu $(arm64)
 ## make roots        root file systems of the emulated host and its guests
 roots: qemu
-	@scripts/build-roots
+	@scripts/build-roots $(arm64)
 ## make selftests    the KVM selftests of tests/kselftests
 selftests: source
-	@scripts/build-selftests
+	@scripts/build-selftests $(arm64)
 
 ## make check        all tests that belong to every change
 ## make check ARCH=arm64  what there is for arm64, in an emulated arm64 machine
 check:
-	@$(run) scripts/check $(arm64)
+	@scripts/check $(arm64)
 
 ## make series       mailable patches with cover letter in build/series
 series: fetch

@@ -24,7 +24,7 @@ need() {
 	local p
 	for p; do
 		command -v "$p" >/dev/null 2>&1 ||
-			die "'$p' is not installed: run 'make deps' (it installs scripts/packages)."
+			die "'$p' is not installed: run 'make deps' (it installs scripts/packages), for arm64 'make deps ARCH=arm64'."
 	done
 }
 
