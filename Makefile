@@ -66,20 +66,26 @@ apply:
 	@[ -z "$(KDIR)" ] || scripts/series apply linux "$(KDIR)"
 	@[ -z "$(QEMUDIR)" ] || scripts/series apply qemu "$(QEMUDIR)"
 
-# What is promised but not there says so instead of doing nothing.
+# What has no form for arm64 says so instead of doing it for x86.
+x86_only = @[ -z "$(arm64)" ] || { echo "error: there is no $@ for arm64 yet; make check ARCH=arm64 runs its tests." >&2; exit 1; }
+
 ## make demo         attack guests with and without protection, show what happens
 demo:
-	@[ -z "$(arm64)" ] || { echo "error: there is no demo for arm64 yet; make check ARCH=arm64 runs its tests." >&2; exit 1; }
+	$(x86_only)
 	@scripts/demo
 ## make check-full   the long tests, in shards (SHARD=name for one); goes on where it was stopped
 check-full:
+	@[ -z "$(arm64)" ] || { echo "error: those of arm64 are shards of this, too: make check-full SHARD=arm64 (and others: tests/shards)." >&2; exit 1; }
 	@scripts/check-full $(SHARD)
 ## make bench        what it costs, beside its rivals, in instructions of an emulated CPU
 bench:
+	$(x86_only)
 	@scripts/bench
 ## make mutate       show that each mutant of the code is killed by a test
 mutate:
+	$(x86_only)
 	@scripts/mutate
+# What is promised but not there says so instead of doing nothing.
 ## make debs         (not there yet) Debian packages of the kernel and QEMU
 debs:
 	@echo "error: make debs is not there yet; make apply puts the series on a tree of your own." >&2; exit 1

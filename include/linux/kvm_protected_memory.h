@@ -3,9 +3,10 @@
  * KVM protected memory: guest memory which the kernel, and unless it is hidden
  * from the kernel alone also userspace, has no mapping of.
  *
- * What the rest of KVM calls, and what it calls in an architecture.  The state
- * lives in virt/kvm/protected_memory.c, the accesses on behalf of a guest
- * instruction in virt/kvm/protected_memory_access.c, what depends on the
+ * What the rest of KVM calls, and what it calls in an architecture.  The state of pages
+ * lives in virt/kvm/protected_memory.c, what changes it in protected_memory_convert.c,
+ * what concerns the VM in protected_memory_vm.c, the accesses on behalf of a guest
+ * instruction in protected_memory_access.c, all there; what depends on the
  * architecture in arch/.../kvm/protected_memory.c.  What has to look into struct
  * kvm or a memslot, such as kvm_has_private_pages(), is in <linux/kvm_host.h>,
  * which includes this; the statistics are there and in <linux/kvm_types.h>.
@@ -50,7 +51,7 @@ struct kvm_protmem {
 
 #ifdef CONFIG_KVM_PROTECTED_MEMORY
 
-/* virt/kvm/protected_memory.c */
+/* virt/kvm/protected_memory_vm.c */
 void kvm_protmem_init_vm(struct kvm *kvm);
 u64 kvm_protmem_supported_caps(struct kvm *kvm);
 u64 kvm_protmem_supported_attributes(struct kvm *kvm);
@@ -61,6 +62,9 @@ int kvm_protmem_reset(struct kvm *kvm);
 int kvm_protmem_latch(struct kvm *kvm);
 int kvm_protmem_slot_leave(struct kvm *kvm, struct kvm_memory_slot *slot);
 void kvm_protmem_slot_stay(struct kvm *kvm, struct kvm_memory_slot *slot);
+void kvm_protmem_prepare_exit(struct kvm_vcpu *vcpu, u64 start, u64 end, bool private);
+
+/* virt/kvm/protected_memory_convert.c */
 int kvm_protmem_convert_range(struct kvm_vcpu *vcpu, gfn_t *gfn, gfn_t end,
 			      bool private);
 
@@ -77,24 +81,8 @@ int kvm_protmem_cmpxchg(struct kvm_vcpu *vcpu, struct kvm_memory_slot *slot,
 
 /*
  * arch/.../kvm/protected_memory.c, for an architecture that selects
- * HAVE_KVM_ARCH_PROTECTED_MEMORY.  Besides, such an architecture
- *
- *  - has the window, see <linux/unmapped_pool.h>, and calls
- *    unmapped_pool_count_fault() and _show_fault() when the kernel faults;
- *  - if it accesses guest memory for a guest's instruction, sets
- *    vcpu->protmem_in_run in KVM_RUN when userspace can no longer change
- *    the registers, and clears it before KVM_RUN returns;
- *  - maps a pfn for which kvm_gmem_get_pfn() returns no page, holding no reference,
- *    and takes -EAGAIN of kvm_protmem_read() and the like for "execute the
- *    instruction again";
- *  - walks guest page tables and emulates instructions by kvm_protmem_read(),
- *    kvm_protmem_cmpxchg() and kvm_vcpu_{read,write}_guest_page() only, and
- *    never makes an MMIO exit of an access to a slot with private pages;
- *  - answers the guest's hypercalls with kvm_protmem_convert_range(), and calls
- *    kvm_protmem_latch() before a guest first runs that has private pages from the
- *    start;
- *  - has one address space for a VM with kvm_has_protected_memory(), and refuses
- *    whatever else needs a mapping of the guest's memory.
+ * HAVE_KVM_ARCH_PROTECTED_MEMORY.  What it has to do besides is listed in
+ * Documentation/virt/kvm/protected-memory.rst, "Adding an architecture".
  */
 
 /*

@@ -105,35 +105,11 @@ static inline int unmapped_pool_memory_failure(struct page *page)
 #endif /* CONFIG_UNMAPPED_POOL */
 
 /*
- * What an architecture provides that selects ARCH_HAS_UNMAPPED_WINDOW.  It calls
- * unmapped_pool_count_fault() for each fault of the kernel on a page that is not
- * present, and unmapped_pool_show_fault() before it oopses.
- *
- * The window is a mapping which only the current CPU can use and which is gone,
- * TLB entry included, when the function returns; interrupts are off that long.
- * Callable from any context but NMI.  The caller holds a reference to the page,
- * and serializes with its release.  Offset and length are to be checked by
- * unmapped_window_range_ok().
+ * The window: a mapping which only the current CPU can use and which is gone, TLB
+ * entry included, when the function returns; interrupts are off that long.  Callable
+ * from any context but NMI.  The caller holds a reference to the page, and serializes
+ * with its release.
  */
-
-/*
- * arch_unmapped_supported - can this machine have unmapped pages?
- *
- * Called without locks, any number of times.  If it returns false, @why is the
- * reason, a constant string for the log.
- */
-bool arch_unmapped_supported(const char **why);
-
-/*
- * arch_unmapped_range_allowed - may the pool use @nr pages beginning at @pfn?
- *
- * Returns false if one of them has another kernel alias than that in the direct
- * map.  Called in process context, with memory that has just been allocated.
- */
-bool arch_unmapped_range_allowed(unsigned long pfn, unsigned long nr);
-
-/* For the architecture: within one page, and not in NMI? */
-bool unmapped_window_range_ok(unsigned int off, unsigned int len);
 
 /*
  * unmapped_page_read - copy @len bytes from @off in an unmapped page to @dst

@@ -43,7 +43,8 @@
  * Invariants:
  *
  *  - A page is in the lookup (unmapped_blocks) before it is taken off the direct
- *    map, and until it is back on.
+ *    map, and until it is back on.  (Of a block with poisoned pages that goes back
+ *    these are put in anew: for that moment a fault on one is not reported.)
  *  - FREE and RESERVED pages are zero.  Whatever was USED is scrubbed through
  *    the window, when the last foreign reference has gone, before the pool uses
  *    it again and before it is mapped.
@@ -60,17 +61,23 @@
  *				takes locks inside of it
  *
  *	locks of the owner	under which it allocates and gives back pages
- *	  pool->grow_lock	serializes the addition of blocks; not taken by
- *				the shrinker, memory may be allocated under it
+ *	  pool->grow_lock	serializes the addition of blocks; memory is
+ *				allocated under it.  What the architecture asks
+ *				about these may take a lock (arm64:
+ *				kvm_hyp_pgd_mutex)
  *	    pool->lock		all lists, block and page states of the pool
  *	      xa_lock		of unmapped_blocks
+ *	      those of the	of set_direct_map_valid_noflush(), under which
+ *	      direct map	it may allocate memory for a page table (arm64:
+ *				pgtable_split_lock)
  *
  *	unmapped_pm_mutex	that no pool comes into being during hibernation
- *	unmapped_window_mutex	x86: that the windows are set up once
+ *	unmapped_window_mutex	that the windows are set up once
  *	unmapped_pools_lock	(spinlock) the list of pools
  *
- * No other of these locks is taken inside of the last three.  The shrinker only
- * tries pool->lock, so it may be held across an allocation.
+ * No other of these locks is taken inside of the last three.  The shrinker takes
+ * none of those above them, and leaves the work to a worker: all may be held by
+ * who allocates memory, thus reclaims.
  *
  * References to the pool: one for its creator, one for each block, one for the
  * pending work.  Blocks and pools are freed after an RCU grace period, because
@@ -519,7 +526,7 @@ static unsigned long release_block(struct unmapped_block *b)
 
 	/* First all of the poisoned ones: the lookup must not find the others. */
 	for (i = 0; i < nr; i++) {
-		/* Rare, and it splits an entry: there is no way back. */
+		/* Rare, and there is no way back. */
 		if (is_poisoned(b, i))
 			xa_store(&unmapped_blocks, b->pfn + i, b, GFP_KERNEL | __GFP_NOFAIL);
 	}
@@ -1413,33 +1420,6 @@ bool page_is_unmapped(const struct page *page)
 	return lookup_block(page_to_pfn(page));
 }
 
-/* The window, what of it does not depend on the architecture */
-
-bool unmapped_window_range_ok(unsigned int off, unsigned int len)
-{
-	if (WARN_ON_ONCE(in_nmi()))
-		return false;
-	return off < PAGE_SIZE && len <= PAGE_SIZE - off;
-}
-
-int unmapped_page_copy_to(struct page *dst_mapped, struct page *src_unmapped)
-{
-	return unmapped_page_read(src_unmapped, 0, page_address(dst_mapped), PAGE_SIZE);
-}
-EXPORT_SYMBOL_FOR_KVM(unmapped_page_copy_to);
-
-int unmapped_page_copy_from(struct page *dst_unmapped, struct page *src_mapped)
-{
-	int ret = unmapped_page_write(dst_unmapped, 0, page_address(src_mapped),
-				      PAGE_SIZE);
-
-	/* As for those of unmapped pages: see unmapped_page_read(). */
-	if (ret == -EHWPOISON)
-		memory_failure_queue(page_to_pfn(src_mapped), 0);
-	return ret;
-}
-EXPORT_SYMBOL_FOR_KVM(unmapped_page_copy_from);
-
 /* Page faults and memory errors */
 
 /*
@@ -1547,9 +1527,7 @@ static unsigned long shrink_pool(struct unmapped_pool *pool, unsigned long nr)
 	unsigned long freed = 0, n;
 	struct unmapped_block *b;
 
-	if (!mutex_trylock(&pool->lock))
-		return 0;
-
+	mutex_lock(&pool->lock);
 	recheck_pool(pool, UINT_MAX);
 	while (freed < nr && !list_empty(&pool->idle)) {
 		b = list_last_entry(&pool->idle, struct unmapped_block, idle_node);
@@ -1591,6 +1569,16 @@ VISIBLE_IF_KUNIT unsigned long unmapped_pool_shrink(unsigned long nr)
 	return freed;
 }
 
+/* Pages that reclaim has asked for and the worker has not seen to. */
+static atomic_long_t unmapped_shrink_nr;
+
+static void unmapped_shrink_fn(struct work_struct *work)
+{
+	unmapped_pool_shrink(atomic_long_xchg(&unmapped_shrink_nr, 0));
+}
+
+static DECLARE_WORK(unmapped_shrink_work, unmapped_shrink_fn);
+
 static unsigned long unmapped_shrink_count(struct shrinker *shrinker,
 					   struct shrink_control *sc)
 {
@@ -1600,7 +1588,10 @@ static unsigned long unmapped_shrink_count(struct shrinker *shrinker,
 static unsigned long unmapped_shrink_scan(struct shrinker *shrinker,
 					  struct shrink_control *sc)
 {
-	return unmapped_pool_shrink(sc->nr_to_scan) ?: SHRINK_STOP;
+	/* Not here, where the caller may hold what it needs: see the locks above. */
+	atomic_long_add(sc->nr_to_scan, &unmapped_shrink_nr);
+	queue_work(system_dfl_wq, &unmapped_shrink_work);
+	return SHRINK_STOP;
 }
 
 /* Hibernation */

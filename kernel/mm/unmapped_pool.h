@@ -15,7 +15,7 @@ extern unsigned long unmapped_retry_delay;
 
 u64 unmapped_pool_refused(void);
 u64 unmapped_pool_quarantined_bytes(void);
-/* Give back idle blocks, as the shrinker does.  Returns the number of pages. */
+/* Give back idle blocks, as the shrinker's worker does.  Returns the number of pages. */
 unsigned long unmapped_pool_shrink(unsigned long nr);
 #endif
 

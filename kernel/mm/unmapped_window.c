@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * The windows to pages of unmapped pools, as far as they are the same on all
- * architectures: what is allocated once.  How a window is opened and closed is in
+ * architectures: what is allocated once, which ranges may be accessed, and what is
+ * made of single accesses.  How a window is opened and closed is in
  * arch/.../mm/unmapped_window.c.
  */
 #include <linux/cpumask.h>
+#include <linux/kvm_types.h>
 #include <linux/log2.h>
 #include <linux/memcontrol.h>
+#include <linux/mm.h>
 #include <linux/mutex.h>
+#include <linux/preempt.h>
 #include <linux/random.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/task.h>
@@ -88,3 +92,29 @@ int unmapped_window_init(void)
 	done = !ret;
 	return ret;
 }
+
+/* For the architecture: within one page, and not in NMI? */
+bool unmapped_window_range_ok(unsigned int off, unsigned int len)
+{
+	if (WARN_ON_ONCE(in_nmi()))
+		return false;
+	return off < PAGE_SIZE && len <= PAGE_SIZE - off;
+}
+
+int unmapped_page_copy_to(struct page *dst_mapped, struct page *src_unmapped)
+{
+	return unmapped_page_read(src_unmapped, 0, page_address(dst_mapped), PAGE_SIZE);
+}
+EXPORT_SYMBOL_FOR_KVM(unmapped_page_copy_to);
+
+int unmapped_page_copy_from(struct page *dst_unmapped, struct page *src_mapped)
+{
+	int ret = unmapped_page_write(dst_unmapped, 0, page_address(src_mapped),
+				      PAGE_SIZE);
+
+	/* As for those of unmapped pages: see unmapped_page_read(). */
+	if (ret == -EHWPOISON)
+		memory_failure_queue(page_to_pfn(src_mapped), 0);
+	return ret;
+}
+EXPORT_SYMBOL_FOR_KVM(unmapped_page_copy_from);

@@ -24,6 +24,7 @@
 #include <linux/smp.h>
 #include <linux/uaccess.h>
 #include <linux/unmapped_pool.h>
+#include <linux/unmapped_window.h>
 #include <linux/vmalloc.h>
 
 #include <asm/sections.h>

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * KVM protected memory: which pages of a guest_memfd are private to the guest,
- * where their contents are, and what may change that.
+ * where their contents are, and who may map them.  What changes the state is in
+ * protected_memory_convert.c, what concerns a VM as a whole in protected_memory_vm.c.
  *
  * A page is either shared, then its contents are a folio in the page cache
  * like those of any mmap-able guest_memfd, or private, then they are a page of
@@ -14,7 +15,7 @@
  * page table entries, which nothing but a fault makes and GUP refuses.
  *
  * With the latch closed userspace may not take a private page from the guest:
- * every way to do so asks protmem_may_drop().
+ * every way to do so asks kvm_protmem_may_drop().
  *
  * Lock order, from the outside in:
  *
@@ -60,24 +61,12 @@
 
 #include "protected_memory.h"
 
-/* The populated pages that are converted under one hold of the lock. */
-#define PROTMEM_BATCH		16
-
-/*
- * What is dropped under one hold of the lock, in pages of address space; only
- * populated pages cost anything.
- */
-#define PROTMEM_DROP_SPAN	(SZ_64M >> PAGE_SHIFT)
-
 /* kvm_protmem_inode.gfns holds gfn - index, biased to make it positive. */
 #define PROTMEM_GFN_BIAS	(1UL << (BITS_PER_LONG - 3))
 
 /* A guest_memfd without these is not what KVM and userspace both map. */
 #define PROTMEM_GMEM_FLAGS	(GUEST_MEMFD_FLAG_MMAP | \
 				 GUEST_MEMFD_FLAG_INIT_SHARED)
-
-/* The gfns for which the pool can set a block aside. */
-#define PROTMEM_BLOCK_PAGES	((pgoff_t)UNMAPPED_BLOCK_PAGES)
 
 /* A block is left in small entries so many jiffies after pages of it were shared. */
 #define PROTMEM_SWING		(HZ / 4)
@@ -110,8 +99,8 @@ static pgoff_t protmem_find_private(struct kvm_protmem_inode *pi,
  * not to have.  The guest can close the latch, and make pages private, as soon
  * as the caller gives up the invalidate_lock.
  */
-static int protmem_may_drop(struct kvm_protmem_inode *pi, pgoff_t start,
-			    pgoff_t end, pgoff_t *first)
+int kvm_protmem_may_drop(struct kvm_protmem_inode *pi, pgoff_t start,
+			 pgoff_t end, pgoff_t *first)
 {
 	pgoff_t private;
 
@@ -129,8 +118,8 @@ static int protmem_may_drop(struct kvm_protmem_inode *pi, pgoff_t start,
 }
 
 /* The end of the run of pages in the same state as @start, at most @end. */
-static pgoff_t protmem_run_end(struct kvm_protmem_inode *pi, pgoff_t start,
-			       pgoff_t end, bool *private)
+pgoff_t kvm_protmem_run_end(struct kvm_protmem_inode *pi, pgoff_t start,
+			    pgoff_t end, bool *private)
 {
 	MA_STATE(mas, &pi->state, start, start);
 
@@ -142,7 +131,7 @@ static pgoff_t protmem_run_end(struct kvm_protmem_inode *pi, pgoff_t start,
 }
 
 /* The gfn that @index is bound to for good, or ~0ULL if it never was bound. */
-static gfn_t protmem_gfn(struct kvm_protmem_inode *pi, pgoff_t index)
+gfn_t kvm_protmem_gfn(struct kvm_protmem_inode *pi, pgoff_t index)
 {
 	MA_STATE(mas, &pi->gfns, index, index);
 	void *entry = mas_walk(&mas);
@@ -159,8 +148,8 @@ static gfn_t protmem_gfn(struct kvm_protmem_inode *pi, pgoff_t index)
  * Never for slots without KVM_MEM_UNMAP_DIRECT, the gfns of which are not
  * recorded: __kvm_gmem_invalidate_start() relies on it.
  */
-static bool protmem_block_uniform(struct kvm_protmem_inode *pi, pgoff_t index,
-				  gfn_t gfn, pgoff_t start, pgoff_t end)
+bool kvm_protmem_block_uniform(struct kvm_protmem_inode *pi, pgoff_t index,
+			       gfn_t gfn, pgoff_t start, pgoff_t end)
 {
 	MA_STATE(mas, &pi->gfns, index, index);
 	pgoff_t off = gfn & (PROTMEM_BLOCK_PAGES - 1);
@@ -179,7 +168,7 @@ static bool protmem_block_uniform(struct kvm_protmem_inode *pi, pgoff_t index,
 }
 
 /* Brings kvm->stat in line with the pool after this inode has changed it. */
-static void protmem_account_blocks(struct kvm_protmem_inode *pi)
+void kvm_protmem_account_blocks(struct kvm_protmem_inode *pi)
 {
 	struct kvm *kvm = pi->kvm;
 	u64 bytes;
@@ -194,7 +183,7 @@ static void protmem_account_blocks(struct kvm_protmem_inode *pi)
 	pi->acct_bytes = bytes;
 }
 
-static void protmem_account_pool(struct kvm_protmem_inode *pi, long nr)
+void kvm_protmem_account_pool(struct kvm_protmem_inode *pi, long nr)
 {
 	atomic_long_add(nr, &pi->nr_pool);
 	if (pi->kvm)
@@ -202,7 +191,7 @@ static void protmem_account_pool(struct kvm_protmem_inode *pi, long nr)
 			     &pi->kvm->stat.generic.protmem_private_bytes);
 }
 
-static void protmem_account_shared(struct kvm_protmem_inode *pi, long nr)
+void kvm_protmem_account_shared(struct kvm_protmem_inode *pi, long nr)
 {
 	if (pi->kvm)
 		atomic64_add(nr * (long)PAGE_SIZE,
@@ -212,11 +201,11 @@ static void protmem_account_shared(struct kvm_protmem_inode *pi, long nr)
 /*
  * Removes all shared folios of [@start, @end).  The caller holds the
  * invalidate_lock exclusive, so that no folio can be added meanwhile, and all
- * of them are accounted for: protmem_shared_folio() does that under the
+ * of them are accounted for: kvm_protmem_shared_folio() does that under the
  * shared lock.
  */
-static void protmem_drop_shared(struct kvm_protmem_inode *pi, pgoff_t start,
-				pgoff_t end)
+void kvm_protmem_drop_shared(struct kvm_protmem_inode *pi, pgoff_t start,
+			     pgoff_t end)
 {
 	struct address_space *mapping = pi->inode->i_mapping;
 	unsigned long nr = mapping->nrpages;
@@ -225,7 +214,7 @@ static void protmem_drop_shared(struct kvm_protmem_inode *pi, pgoff_t start,
 
 	truncate_inode_pages_range(mapping, (loff_t)start << PAGE_SHIFT,
 				   ((loff_t)end << PAGE_SHIFT) - 1);
-	protmem_account_shared(pi, (long)mapping->nrpages - (long)nr);
+	kvm_protmem_account_shared(pi, (long)mapping->nrpages - (long)nr);
 }
 
 /*
@@ -233,8 +222,8 @@ static void protmem_drop_shared(struct kvm_protmem_inode *pi, pgoff_t start,
  * second stage is zapped, and either the invalidate_lock is held exclusive or
  * nobody else can reach the inode any more.
  */
-static void protmem_drop_pool(struct kvm_protmem_inode *pi, pgoff_t start,
-			      pgoff_t end)
+void kvm_protmem_drop_pool(struct kvm_protmem_inode *pi, pgoff_t start,
+			   pgoff_t end)
 {
 	struct page *page, *run = NULL;
 	unsigned int len = 0;
@@ -264,8 +253,8 @@ static void protmem_drop_pool(struct kvm_protmem_inode *pi, pgoff_t start,
 	if (len)
 		unmapped_pool_free_range(pi->pool, run, len);
 
-	protmem_account_pool(pi, -nr);
-	protmem_account_blocks(pi);
+	kvm_protmem_account_pool(pi, -nr);
+	kvm_protmem_account_blocks(pi);
 }
 
 /*
@@ -273,8 +262,8 @@ static void protmem_drop_pool(struct kvm_protmem_inode *pi, pgoff_t start,
  * Ranges that are next to each other are merged, which bounds the tree by the
  * number of runs and makes protmem_all_private() one look-up.
  */
-static int protmem_store_state(struct kvm_protmem_inode *pi, pgoff_t start,
-			       pgoff_t end, bool private)
+int kvm_protmem_store_state(struct kvm_protmem_inode *pi, pgoff_t start,
+			    pgoff_t end, bool private)
 {
 	MA_STATE(mas, &pi->state, start, start);
 	pgoff_t first = start, last = end - 1;
@@ -301,11 +290,11 @@ static int protmem_store_state(struct kvm_protmem_inode *pi, pgoff_t start,
 
 /*
  * A new page of the pool for @index, without contents.  May be called with or
- * without the invalidate_lock; @uniform, from protmem_block_uniform(), is a
+ * without the invalidate_lock; @uniform, from kvm_protmem_block_uniform(), is a
  * hint.
  */
-static struct page *protmem_alloc_page(struct kvm_protmem_inode *pi,
-				       pgoff_t index, gfn_t gfn, bool uniform)
+struct page *kvm_protmem_alloc_page(struct kvm_protmem_inode *pi,
+				    pgoff_t index, gfn_t gfn, bool uniform)
 {
 	struct mempolicy *policy;
 	struct page *page;
@@ -399,7 +388,7 @@ static void protmem_fill_block(struct kvm_protmem_inode *pi, pgoff_t index,
 	for_each_set_bit(i, taken, UNMAPPED_BLOCK_PAGES)
 		unmapped_pool_free_clean(pi->pool, page + i);
 
-	protmem_account_pool(pi, nr);
+	kvm_protmem_account_pool(pi, nr);
 }
 
 /*
@@ -419,7 +408,7 @@ static unsigned int protmem_max_order(struct kvm_protmem_inode *pi, pgoff_t inde
 	void *shared_at;
 
 	if ((page_to_pfn(page) & (PROTMEM_BLOCK_PAGES - 1)) != off ||
-	    !protmem_block_uniform(pi, index, gfn, index, index + 1))
+	    !kvm_protmem_block_uniform(pi, index, gfn, index, index + 1))
 		return 0;
 
 	shared_at = xa_load(&pi->shared_at, gfn >> UNMAPPED_BLOCK_ORDER);
@@ -469,15 +458,15 @@ struct page *kvm_protmem_pool_page(struct kvm_protmem_inode *pi,
 	if (page)
 		goto found;
 
-	gfn = protmem_gfn(pi, index);
-	if (protmem_block_uniform(pi, index, gfn, index, index + 1)) {
+	gfn = kvm_protmem_gfn(pi, index);
+	if (kvm_protmem_block_uniform(pi, index, gfn, index, index + 1)) {
 		protmem_fill_block(pi, index, gfn);
 		page = xa_load(&pi->pages, index);
 		if (page)
 			goto filled;
 	}
 	/* No home, or not with this page in it: then any page will do. */
-	page = protmem_alloc_page(pi, index, gfn, false);
+	page = kvm_protmem_alloc_page(pi, index, gfn, false);
 	if (IS_ERR(page))
 		return page;
 
@@ -486,10 +475,10 @@ struct page *kvm_protmem_pool_page(struct kvm_protmem_inode *pi,
 	if (other)
 		unmapped_pool_free_clean(pi->pool, page);
 	else
-		protmem_account_pool(pi, 1);
+		kvm_protmem_account_pool(pi, 1);
 	page = xa_is_err(other) ? ERR_PTR(xa_err(other)) : other ?: page;
 filled:
-	protmem_account_blocks(pi);
+	kvm_protmem_account_blocks(pi);
 	if (IS_ERR(page))
 		return page;
 found:
@@ -527,7 +516,7 @@ struct folio *kvm_protmem_shared_folio(struct kvm_protmem_inode *pi,
 		folio_mark_uptodate(folio);
 		/* Soft offlining drops what is clean, and asks nobody. */
 		folio_mark_dirty(folio);
-		protmem_account_shared(pi, 1);
+		kvm_protmem_account_shared(pi, 1);
 	}
 
 	return folio;
@@ -643,7 +632,7 @@ vm_fault_t kvm_protmem_fault_user_mapping(struct vm_fault *vmf)
 	if (kvm_protmem_in_pool(pi, vmf->pgoff)) {
 		/* The VMA holds the file, and the file the VM. */
 		atomic64_inc(&pi->kvm->stat.generic.protmem_refused);
-		trace_kvm_protmem_refused(protmem_gfn(pi, vmf->pgoff));
+		trace_kvm_protmem_refused(kvm_protmem_gfn(pi, vmf->pgoff));
 		return VM_FAULT_SIGBUS;
 	}
 
@@ -656,757 +645,6 @@ vm_fault_t kvm_protmem_fault_user_mapping(struct vm_fault *vmf)
 
 	vmf->page = folio_file_page(folio, vmf->pgoff);
 	return VM_FAULT_LOCKED;
-}
-
-/* A batch of populated pages on their way from one state to the other. */
-struct protmem_batch {
-	unsigned int nr;
-	pgoff_t index[PROTMEM_BATCH];
-	struct page *page[PROTMEM_BATCH];
-	struct folio *folio[PROTMEM_BATCH];
-};
-
-/*
- * Collects the shared folios of [@start, *@end), without a reference, and
- * moves *@end to where the batch is full.
- */
-static void protmem_collect_shared(struct kvm_protmem_inode *pi,
-				   struct protmem_batch *b, pgoff_t start,
-				   pgoff_t *end)
-{
-	XA_STATE(xas, &pi->inode->i_mapping->i_pages, start);
-	struct folio *folio;
-
-	b->nr = 0;
-	guard(rcu)();
-	xas_for_each(&xas, folio, *end - 1) {
-		if (xas_retry(&xas, folio) || xa_is_value(folio))
-			continue;
-		if (b->nr == PROTMEM_BATCH) {
-			*end = b->index[b->nr - 1] + 1;
-			break;
-		}
-		b->index[b->nr++] = xas.xa_index;
-	}
-}
-
-/* The same for the private pages. */
-static void protmem_collect_pool(struct kvm_protmem_inode *pi,
-				 struct protmem_batch *b, pgoff_t start,
-				 pgoff_t *end)
-{
-	struct page *page;
-	unsigned long index;
-
-	b->nr = 0;
-	xa_for_each_range(&pi->pages, index, page, start, *end - 1) {
-		if (b->nr == PROTMEM_BATCH) {
-			*end = b->index[b->nr - 1] + 1;
-			break;
-		}
-		b->index[b->nr++] = index;
-	}
-}
-
-/*
- * What was collected and allocated for without the exclusive lock is a guess.
- * Returns how far it still holds: the end of the prefix of [@start, @end) in
- * which every populated page has something allocated, or @start.
- */
-static pgoff_t protmem_recheck(const struct protmem_batch *guess,
-			       const struct protmem_batch *now, pgoff_t start,
-			       pgoff_t end)
-{
-	unsigned int i, j = 0;
-
-	for (i = 0; i < now->nr; i++) {
-		while (j < guess->nr && guess->index[j] < now->index[i])
-			j++;
-		if (j == guess->nr || guess->index[j] != now->index[i])
-			return max(start, now->index[i]);
-	}
-
-	return end;
-}
-
-/*
- * Begins a conversion of [@start, *@end) for which @guess has what was allocated.
- * The caller has the invalidate_lock exclusive by now.  Collects in @now what is
- * populated, moves *@end to where that can be converted, and zaps it in the
- * second stage, if there is any; the caller calls kvm_gmem_invalidate_end().
- *
- * Returns 0, with nothing done and *@end at @start if the state has changed; 1
- * if [@start, *@end) is already as wanted; or -EAGAIN or -EPERM.
- */
-static int protmem_begin(struct kvm_protmem_inode *pi,
-			 struct kvm_memory_slot *slot, bool make_private,
-			 const struct protmem_batch *guess,
-			 struct protmem_batch *now, pgoff_t start, pgoff_t *end)
-{
-	bool private;
-	int r;
-
-	if (slot && slot->gmem.leaving)
-		return -EAGAIN;
-
-	*end = protmem_run_end(pi, start, *end, &private);
-	if (private == make_private)
-		return 1;
-
-	if (make_private) {
-		protmem_collect_shared(pi, now, start, end);
-	} else {
-		/* With the latch closed only the guest may do that. */
-		r = slot ? 0 : protmem_may_drop(pi, start, *end, &start);
-		if (r)
-			return r;
-		protmem_collect_pool(pi, now, start, end);
-	}
-
-	*end = protmem_recheck(guess, now, start, *end);
-	if (*end > start && now->nr)
-		kvm_gmem_invalidate_start(pi->inode, start, *end);
-	return 0;
-}
-
-static void protmem_converted(struct kvm_protmem_inode *pi, pgoff_t start,
-			      pgoff_t end, long copied, bool private)
-{
-	protmem_account_pool(pi, private ? copied : -copied);
-	if (end == start)
-		return;
-
-	atomic64_add(end - start, &pi->kvm->stat.generic.protmem_conversions);
-	trace_kvm_protmem_convert(protmem_gfn(pi, start), end - start, copied,
-				  private);
-}
-
-/*
- * Makes the shared pages of [*@pos, @end) private and keeps their contents,
- * one batch of them.  @slot is the one a guest asked by, NULL for userspace:
- * only the guest's asking closes the latch.
- *
- * Advances *@pos; 0 with *@pos unmoved means that the state changed under us
- * and it is to be called again.
- */
-static int protmem_make_private(struct kvm_protmem_inode *pi, pgoff_t *pos,
-				pgoff_t end, struct kvm_memory_slot *slot)
-{
-	struct address_space *mapping = pi->inode->i_mapping;
-	struct protmem_batch b = {}, now = {};
-	bool private, used[PROTMEM_BATCH] = {};
-	pgoff_t start = *pos, run, zapped;
-	unsigned int i, j;
-	int r = 0;
-
-	filemap_invalidate_lock_shared(mapping);
-	end = protmem_run_end(pi, start, end, &private);
-	run = end;
-	/*
-	 * Nothing to do, but a guest must not be told so of a slot that is
-	 * leaving: see kvm_protmem_slot_leave().
-	 */
-	if (private && (!slot || (READ_ONCE(pi->kvm->protmem.latched) &&
-				  !slot->gmem.leaving))) {
-		filemap_invalidate_unlock_shared(mapping);
-		*pos = end;
-		return 0;
-	}
-	if (!private)
-		protmem_collect_shared(pi, &b, start, &end);
-	for (i = 0; i < b.nr; i++) {
-		gfn_t gfn = protmem_gfn(pi, b.index[i]);
-		/* The next batches are going to become private, too. */
-		bool uniform = protmem_block_uniform(pi, b.index[i], gfn,
-						     start, run);
-
-		filemap_invalidate_unlock_shared(mapping);
-		b.page[i] = protmem_alloc_page(pi, b.index[i], gfn, uniform);
-		filemap_invalidate_lock_shared(mapping);
-		if (IS_ERR(b.page[i])) {
-			r = PTR_ERR(b.page[i]);
-			b.nr = i;
-		}
-	}
-	filemap_invalidate_unlock_shared(mapping);
-	if (r && !b.nr)
-		return r;
-	if (r) {
-		end = b.index[b.nr - 1] + 1;
-		r = 0;
-	}
-
-	filemap_invalidate_lock(mapping);
-
-	r = protmem_begin(pi, slot, true, &b, &now, start, &end);
-	if (r == 1) {
-		r = 0;
-		goto done;
-	}
-	if (r || end == start)
-		goto out_unlock;
-	zapped = end;
-
-	for (i = 0, j = 0; i < now.nr && now.index[i] < end; i++) {
-		struct folio *folio;
-
-		while (b.index[j] != now.index[i])
-			j++;
-
-		folio = filemap_lock_folio(mapping, now.index[i]);
-		if (WARN_ON_ONCE(IS_ERR(folio))) {
-			end = now.index[i];
-			r = PTR_ERR(folio);
-			break;
-		}
-
-		/*
-		 * A fault of userspace's that found the page shared has made
-		 * its entry by the time that we have the folio lock.
-		 */
-		unmap_mapping_pages(mapping, now.index[i], 1, false);
-
-		r = folio_test_hwpoison(folio) ? -EHWPOISON : 0;
-		if (!r)
-			r = unmapped_page_copy_from(b.page[j],
-						    folio_page(folio, 0));
-		if (!r)
-			r = xa_err(xa_store(&pi->pages, now.index[i], b.page[j],
-					    GFP_KERNEL_ACCOUNT));
-		if (!r)
-			used[j] = true;
-		folio_unlock(folio);
-		folio_put(folio);
-		if (r) {
-			end = now.index[i];
-			break;
-		}
-	}
-
-	if (end > start && protmem_store_state(pi, start, end, true)) {
-		r = -ENOMEM;
-		end = start;
-	}
-	if (end == start) {
-		for (j = 0; j < b.nr; j++) {
-			if (used[j])
-				xa_erase(&pi->pages, b.index[j]);
-			used[j] = false;
-		}
-	}
-	if (now.nr) {
-		if (end > start)
-			protmem_drop_shared(pi, start, end);
-		kvm_gmem_invalidate_end(pi->inode, start, zapped);
-	}
-	/* The pages before @end are done; what failed is found again. */
-	if (end > start)
-		r = 0;
-
-	for (j = 0, i = 0; j < b.nr; j++)
-		i += used[j];
-	protmem_converted(pi, start, end, i, true);
-done:
-	if (!r && slot) {
-		WRITE_ONCE(pi->kvm->protmem.latched, true);
-		WRITE_ONCE(pi->kvm->stat.generic.protmem_latched, 1);
-	}
-	if (!r)
-		*pos = end;
-out_unlock:
-	filemap_invalidate_unlock(mapping);
-
-	/* Pages that were not used may hold a copy all the same. */
-	for (j = 0; j < b.nr; j++)
-		if (!used[j])
-			unmapped_pool_free(pi->pool, b.page[j]);
-	protmem_account_blocks(pi);
-
-	return r;
-}
-
-/*
- * A page that goes back and forth all the time would have its block mapped by one
- * entry and split again each time.  What leaves as a whole can come back as a whole.
- */
-static void protmem_note_shared(struct kvm_protmem_inode *pi, pgoff_t index)
-{
-	gfn_t gfn = protmem_gfn(pi, index);
-	pgoff_t off = gfn & (PROTMEM_BLOCK_PAGES - 1);
-	pgoff_t end = index - off + PROTMEM_BLOCK_PAGES;
-
-	lockdep_assert_held_write(&pi->inode->i_mapping->invalidate_lock);
-
-	if (gfn == ~0ULL || index < off)
-		return;
-	if (protmem_find_private(pi, index - off, end) == end)
-		xa_erase(&pi->shared_at, gfn >> UNMAPPED_BLOCK_ORDER);
-	else
-		/* For a hint nothing is reclaimed, and nobody killed. */
-		xa_store(&pi->shared_at, gfn >> UNMAPPED_BLOCK_ORDER,
-			 xa_mk_value((u32)jiffies), GFP_NOWAIT | __GFP_ACCOUNT);
-}
-
-/*
- * Makes the private pages of [*@pos, @end) shared and keeps their contents,
- * one batch of them.  @slot is NULL for userspace.
- *
- * The private pages stay in place until every step that can fail has
- * succeeded.  Whatever was copied out of them by then and is not going to be
- * shared is cleared before it is freed.
- */
-static int protmem_make_shared(struct kvm_protmem_inode *pi, pgoff_t *pos,
-			       pgoff_t end, struct kvm_memory_slot *slot)
-{
-	struct address_space *mapping = pi->inode->i_mapping;
-	struct protmem_batch b = {}, now = {};
-	pgoff_t start = *pos, zapped;
-	unsigned int i, j, done = 0;
-	bool private;
-	int r = 0;
-
-	filemap_invalidate_lock_shared(mapping);
-	end = protmem_run_end(pi, start, end, &private);
-	if (!private) {
-		filemap_invalidate_unlock_shared(mapping);
-		*pos = end;
-		return 0;
-	}
-	protmem_collect_pool(pi, &b, start, &end);
-	filemap_invalidate_unlock_shared(mapping);
-
-	for (i = 0; i < b.nr; i++) {
-		struct mempolicy *policy;
-
-		policy = mpol_shared_policy_lookup(&GMEM_I(pi->inode)->policy,
-						   b.index[i]);
-		b.folio[i] = filemap_alloc_folio(mapping_gfp_mask(mapping), 0,
-						 policy);
-		mpol_cond_put(policy);
-		if (!b.folio[i]) {
-			b.nr = i;
-			if (!i)
-				return -ENOMEM;
-			end = b.index[i - 1] + 1;
-		}
-	}
-
-	filemap_invalidate_lock(mapping);
-
-	r = protmem_begin(pi, slot, false, &b, &now, start, &end);
-	if (r == 1) {
-		r = 0;
-		*pos = end;
-		goto out_unlock;
-	}
-	if (r || end == start)
-		goto out_unlock;
-	zapped = end;
-
-	for (i = 0, j = 0; i < now.nr && now.index[i] < end; i++, done++) {
-		struct folio *folio;
-		struct page *page;
-
-		while (b.index[j] != now.index[i])
-			j++;
-		folio = b.folio[j];
-
-		page = xa_load(&pi->pages, now.index[i]);
-		if (WARN_ON_ONCE(!page))
-			r = -EIO;
-		else if (PageHWPoison(page))
-			r = -EHWPOISON;
-		else
-			r = unmapped_page_copy_to(folio_page(folio, 0), page);
-		if (!r) {
-			folio_mark_uptodate(folio);
-			r = filemap_add_folio(mapping, folio, now.index[i],
-					      mapping_gfp_mask(mapping));
-		}
-		if (r) {
-			end = now.index[i];
-			break;
-		}
-		/* See kvm_protmem_shared_folio(). */
-		folio_mark_dirty(folio);
-		/* The page cache has a reference of its own now. */
-		folio_unlock(folio);
-		folio_put(folio);
-		b.folio[j] = NULL;
-	}
-	protmem_account_shared(pi, done);
-
-	if (end > start && protmem_store_state(pi, start, end, false)) {
-		r = -ENOMEM;
-		end = start;
-	}
-	if (end == start) {
-		for (i = 0; i < done; i++) {
-			struct folio *folio;
-
-			folio = filemap_lock_folio(mapping, now.index[i]);
-			if (WARN_ON_ONCE(IS_ERR(folio)))
-				continue;
-			clear_highpage(folio_page(folio, 0));
-			folio_unlock(folio);
-			folio_put(folio);
-		}
-		if (done)
-			protmem_drop_shared(pi, start, now.index[done - 1] + 1);
-		done = 0;
-	} else {
-		r = 0;
-	}
-
-	for (i = 0; i < done; i++)
-		now.page[i] = xa_erase(&pi->pages, now.index[i]);
-	/* What is in between is most often in the block of one of them. */
-	if (done)
-		protmem_note_shared(pi, now.index[0]);
-	if (done > 1)
-		protmem_note_shared(pi, now.index[done - 1]);
-
-	if (now.nr)
-		kvm_gmem_invalidate_end(pi->inode, start, zapped);
-
-	protmem_converted(pi, start, end, done, false);
-	*pos = end;
-out_unlock:
-	filemap_invalidate_unlock(mapping);
-
-	for (i = 0; i < done; i++)
-		unmapped_pool_free(pi->pool, now.page[i]);
-
-	for (j = 0; j < b.nr; j++) {
-		if (!b.folio[j])
-			continue;
-		/* It may hold a copy of what remains private. */
-		clear_highpage(folio_page(b.folio[j], 0));
-		folio_put(b.folio[j]);
-	}
-	protmem_account_blocks(pi);
-
-	return r;
-}
-
-enum protmem_drop {
-	PROTMEM_DROP_TO_SHARED,
-	PROTMEM_DROP_TO_PRIVATE,
-	PROTMEM_DROP_PUNCH,
-};
-
-/*
- * Drops the contents of [*@pos, @end), one bounded step of it, with the state
- * as @how says.  With the latch closed no contents of private pages may be
- * dropped.
- */
-static int protmem_drop_range(struct kvm_protmem_inode *pi, pgoff_t *pos,
-			      pgoff_t end, enum protmem_drop how)
-{
-	struct address_space *mapping = pi->inode->i_mapping;
-	pgoff_t start = *pos;
-	bool populated;
-	int r;
-
-	filemap_invalidate_lock(mapping);
-
-	r = protmem_may_drop(pi, start, end, pos);
-	if (r)
-		goto out;
-
-	populated = mapping->nrpages || !xa_empty(&pi->pages);
-	if (populated)
-		end = min(end, start + PROTMEM_DROP_SPAN);
-
-	if (how != PROTMEM_DROP_PUNCH) {
-		r = protmem_store_state(pi, start, end,
-					how == PROTMEM_DROP_TO_PRIVATE);
-		if (r)
-			goto out;
-		atomic64_add(end - start,
-			     &pi->kvm->stat.generic.protmem_conversions);
-	}
-
-	if (populated) {
-		kvm_gmem_invalidate_start(pi->inode, start, end);
-		protmem_drop_shared(pi, start, end);
-		protmem_drop_pool(pi, start, end);
-		kvm_gmem_invalidate_end(pi->inode, start, end);
-	}
-	*pos = end;
-out:
-	filemap_invalidate_unlock(mapping);
-	return r;
-}
-
-/*
- * fallocate() with FALLOC_FL_PUNCH_HOLE of the pages in [@start, @end), which may
- * be beyond the end of the file.  The state stays what it is.  Returns 0, -EPERM
- * if the latch is closed on one of them, or -EINTR after a part.
- */
-long kvm_protmem_punch_hole(struct inode *inode, pgoff_t start, pgoff_t end)
-{
-	struct kvm_protmem_inode *pi = kvm_protmem(inode);
-	int r;
-
-	end = min_t(pgoff_t, end, i_size_read(inode) >> PAGE_SHIFT);
-
-	/* All or nothing as far as the latch goes; it can close meanwhile. */
-	filemap_invalidate_lock_shared(inode->i_mapping);
-	r = protmem_may_drop(pi, start, end, &start);
-	filemap_invalidate_unlock_shared(inode->i_mapping);
-
-	while (!r && start < end) {
-		if (fatal_signal_pending(current))
-			return -EINTR;
-		r = protmem_drop_range(pi, &start, end, PROTMEM_DROP_PUNCH);
-		cond_resched();
-	}
-
-	return r;
-}
-
-/*
- * fallocate() of the pages in [@start, @end), within the file: populates them in
- * the state that they have.  Returns 0, or -EINTR, -ENOMEM or -EHWPOISON after a
- * part.
- */
-long kvm_protmem_allocate(struct inode *inode, pgoff_t start, pgoff_t end)
-{
-	struct kvm_protmem_inode *pi = kvm_protmem(inode);
-
-	for (; start < end; start++) {
-		if (signal_pending(current))
-			return -EINTR;
-
-		scoped_guard(rwsem_read, &inode->i_mapping->invalidate_lock) {
-			struct folio *folio;
-
-			if (kvm_protmem_in_pool(pi, start)) {
-				struct page *page;
-
-				page = kvm_protmem_pool_page(pi, start);
-				if (IS_ERR(page))
-					return PTR_ERR(page);
-				continue;
-			}
-
-			folio = kvm_protmem_shared_folio(pi, start);
-			if (IS_ERR(folio))
-				return PTR_ERR(folio);
-			folio_unlock(folio);
-			folio_put(folio);
-		}
-		cond_resched();
-	}
-
-	return 0;
-}
-
-/*
- * One step of kvm_protmem_convert_range(): what is in one slot, and one batch of
- * populated pages there.  Moves *@gfn to where it ended; 0 if there is no error,
- * -EAGAIN if a memslot is changing right now, which can't finish before the
- * caller drops kvm->srcu, or another error of the caller's.
- */
-static int protmem_convert_gfns(struct kvm *kvm, gfn_t *gfn, gfn_t end,
-				bool private)
-{
-	struct kvm_memory_slot *slot;
-	struct kvm_memslot_iter iter;
-	struct inode *inode;
-	pgoff_t pos, last;
-	int r;
-
-	kvm_memslot_iter_start(&iter, kvm_memslots(kvm), *gfn);
-	while (kvm_memslot_iter_is_valid(&iter, end) &&
-	       iter.slot->base_gfn + iter.slot->npages <= *gfn)
-		kvm_memslot_iter_next(&iter);
-
-	slot = kvm_memslot_iter_is_valid(&iter, end) ? iter.slot : NULL;
-	if (!slot || slot->base_gfn > *gfn) {
-		if (private)
-			return -EINVAL;
-		*gfn = slot ? slot->base_gfn : end;
-		return 0;
-	}
-
-	if (slot->flags & KVM_MEMSLOT_INVALID)
-		return -EAGAIN;
-
-	end = min(end, slot->base_gfn + slot->npages);
-	if (!kvm_slot_has_private_pages(slot)) {
-		if (private)
-			return -EINVAL;
-		*gfn = end;
-		return 0;
-	}
-
-	CLASS(gmem_get_file, file)(slot);
-	if (!file)
-		return -EFAULT;
-
-	inode = file_inode(file);
-	pos = kvm_gmem_get_index(slot, *gfn);
-	last = pos + (end - *gfn);
-
-	if (private)
-		r = protmem_make_private(kvm_protmem(inode), &pos, last, slot);
-	else
-		r = protmem_make_shared(kvm_protmem(inode), &pos, last, slot);
-
-	*gfn = end - (last - pos);
-	return r;
-}
-
-/**
- * kvm_protmem_convert_range - what a guest asks for by a hypercall
- * @vcpu: the vCPU, in KVM_RUN.
- * @gfn: where to begin, moved to where it ended.
- * @end: the end of the range, exclusive, above *@gfn.
- * @private: what the pages are to become; their contents are kept.
- *
- * What is already as wanted is skipped in the time it takes to look at the
- * ranges, so that the guest may execute the hypercall again from the beginning.
- * Memory that can't be private is shared already, and can't be made private.
- * May sleep, and drops kvm->srcu in between.
- *
- * Return: 0 when *@gfn is @end; -EINVAL if the memory at *@gfn can't be private;
- * otherwise what an exit handler returns to have the guest execute the hypercall
- * again: 1 if there is something else to do first, -EINTR for a signal, with the
- * exit reason set, or the error of the host that stopped it, e.g. -ENOMEM,
- * -EHWPOISON.
- */
-int kvm_protmem_convert_range(struct kvm_vcpu *vcpu, gfn_t *gfn, gfn_t end,
-			      bool private)
-{
-	for (;;) {
-		int r = protmem_convert_gfns(vcpu->kvm, gfn, end, private);
-
-		/* The memslot update waits for this vCPU to drop kvm->srcu. */
-		if (r == -EAGAIN)
-			return 1;
-		if (r || *gfn == end)
-			return r;
-
-		if (signal_pending(current)) {
-			kvm_handle_signal_exit(vcpu);
-			return -EINTR;
-		}
-		if (kvm_request_pending(vcpu))
-			return 1;
-		/* A long range must not keep memslot updates waiting. */
-		kvm_vcpu_srcu_read_unlock(vcpu);
-		cond_resched();
-		kvm_vcpu_srcu_read_lock(vcpu);
-	}
-}
-
-/*
- * KVM_SET_MEMORY_ATTRIBUTES2 on a guest_memfd.  @attrs->error_offset is where
- * it stopped.
- */
-static int protmem_set_attributes(struct kvm_protmem_inode *pi,
-				  struct kvm_memory_attributes2 *attrs)
-{
-	pgoff_t pos = attrs->offset >> PAGE_SHIFT;
-	pgoff_t end = pos + (attrs->size >> PAGE_SHIFT);
-	bool private = attrs->attributes & KVM_MEMORY_ATTRIBUTE_PRIVATE;
-	bool keep = attrs->flags & KVM_SET_MEMORY_ATTRIBUTES2_PRESERVE;
-	int r = 0;
-
-	/*
-	 * Refuse before anything is done, but note that the guest can close
-	 * the latch at any time, so that every step looks again.
-	 */
-	if (!private || !keep) {
-		filemap_invalidate_lock_shared(pi->inode->i_mapping);
-		r = protmem_may_drop(pi, pos, end, &pos);
-		filemap_invalidate_unlock_shared(pi->inode->i_mapping);
-	}
-
-	while (!r && pos < end) {
-		if (signal_pending(current)) {
-			r = -EINTR;
-			break;
-		}
-		if (!keep)
-			r = protmem_drop_range(pi, &pos, end, private ?
-					       PROTMEM_DROP_TO_PRIVATE :
-					       PROTMEM_DROP_TO_SHARED);
-		else if (private)
-			r = protmem_make_private(pi, &pos, end, NULL);
-		else
-			r = protmem_make_shared(pi, &pos, end, NULL);
-		cond_resched();
-	}
-
-	attrs->error_offset = (u64)pos << PAGE_SHIFT;
-	return r;
-}
-
-static void protmem_get_attributes(struct kvm_protmem_inode *pi,
-				   struct kvm_memory_attributes2 *attrs)
-{
-	pgoff_t start = attrs->offset >> PAGE_SHIFT;
-	pgoff_t end = start + (attrs->size >> PAGE_SHIFT);
-	bool private;
-
-	filemap_invalidate_lock_shared(pi->inode->i_mapping);
-	end = protmem_run_end(pi, start, end, &private);
-	filemap_invalidate_unlock_shared(pi->inode->i_mapping);
-
-	attrs->size = (u64)(end - start) << PAGE_SHIFT;
-	attrs->attributes = private ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0;
-}
-
-/* KVM_SET_MEMORY_ATTRIBUTES2 and KVM_GET_MEMORY_ATTRIBUTES2; -ENOTTY if neither. */
-long kvm_protmem_ioctl(struct file *file, unsigned int ioctl,
-		       unsigned long arg)
-{
-	struct inode *inode = file_inode(file);
-	struct kvm_protmem_inode *pi = kvm_protmem(inode);
-	void __user *argp = (void __user *)arg;
-	struct kvm_memory_attributes2 attrs;
-	bool set = ioctl == KVM_SET_MEMORY_ATTRIBUTES2;
-	int r;
-
-	if (!set && ioctl != KVM_GET_MEMORY_ATTRIBUTES2)
-		return -ENOTTY;
-
-	if (copy_from_user(&attrs, argp, sizeof(attrs)))
-		return -EFAULT;
-
-	/* Page states exist once a slot has said that there are some. */
-	if (!pi || !smp_load_acquire(&pi->convertible))
-		return -EINVAL;
-
-	if (memchr_inv(attrs.reserved, 0, sizeof(attrs.reserved)))
-		return -EINVAL;
-	if (!attrs.size || !PAGE_ALIGNED(attrs.offset) || !PAGE_ALIGNED(attrs.size))
-		return -EINVAL;
-	if (attrs.offset + attrs.size < attrs.offset ||
-	    attrs.offset + attrs.size > i_size_read(inode))
-		return -EINVAL;
-
-	if (!set) {
-		if (attrs.flags || attrs.attributes)
-			return -EINVAL;
-		protmem_get_attributes(pi, &attrs);
-		r = 0;
-	} else {
-		if (attrs.attributes & ~KVM_MEMORY_ATTRIBUTE_PRIVATE)
-			return -EINVAL;
-		if (attrs.flags != KVM_SET_MEMORY_ATTRIBUTES2_ZERO &&
-		    attrs.flags != KVM_SET_MEMORY_ATTRIBUTES2_PRESERVE)
-			return -EINVAL;
-		r = protmem_set_attributes(pi, &attrs);
-	}
-
-	if (copy_to_user(argp, &attrs, sizeof(attrs)))
-		return -EFAULT;
-
-	return r;
 }
 
 static void protmem_memory_failure(void *priv, pgoff_t index, struct page *page)
@@ -1568,7 +806,7 @@ void kvm_protmem_destroy(struct inode *inode)
 	pi->kvm = NULL;
 
 	unmapped_pool_unregister(pi->pool);
-	protmem_drop_pool(pi, 0, i_size_read(inode) >> PAGE_SHIFT);
+	kvm_protmem_drop_pool(pi, 0, i_size_read(inode) >> PAGE_SHIFT);
 	/* Not xa_empty(): a store that ran out of memory may leave empty nodes. */
 	WARN_ON_ONCE(atomic_long_read(&pi->nr_pool));
 	xa_destroy(&pi->pages);
@@ -1581,27 +819,6 @@ void kvm_protmem_destroy(struct inode *inode)
 
 	unmapped_pool_put(pi->pool);
 	kfree(pi);
-}
-
-#define PROTMEM_SLOT_FLAGS	(KVM_MEM_UNMAP_DIRECT | KVM_MEM_UNMAP_USER)
-
-/*
- * Which of the two memslot flags are valid, given that userspace asks for @flags.
- */
-u32 kvm_protmem_valid_slot_flags(struct kvm *kvm, u32 flags)
-{
-	if (!(flags & KVM_MEM_GUEST_MEMFD))
-		return 0;
-
-	switch (flags & PROTMEM_SLOT_FLAGS) {
-	case PROTMEM_SLOT_FLAGS:
-		return kvm_has_private_pages(kvm) ? PROTMEM_SLOT_FLAGS : 0;
-	case KVM_MEM_UNMAP_DIRECT:
-		return kvm->protmem.caps & KVM_PROTMEM_HIDE_ONLY ?
-		       KVM_MEM_UNMAP_DIRECT : 0;
-	}
-
-	return 0;
 }
 
 /* Does @slot ask for what @pi is not yet, and can no longer become? */
@@ -1716,284 +933,4 @@ int kvm_protmem_bind(struct inode *inode, struct kvm_memory_slot *slot)
 	pi->slot_flags = slot->flags & PROTMEM_SLOT_FLAGS;
 	pi->bound = true;
 	return 0;
-}
-
-/**
- * kvm_protmem_slot_leave - a memslot is about to be deleted
- * @kvm: the VM; the caller holds slots_lock.
- * @slot: the slot, still active.
- *
- * Refuses if the latch is closed and the slot has a private page.  Otherwise,
- * until the slot is gone or kvm_protmem_slot_stay() says that it is not going,
- * the guest can't convert pages in it: it tries again, and then finds the
- * outcome.  So there is no moment at which a guest that has made a page
- * private meets a slot that is on its way out.
- *
- * Return: 0 or -EPERM.
- */
-int kvm_protmem_slot_leave(struct kvm *kvm, struct kvm_memory_slot *slot)
-{
-	struct kvm_protmem_inode *pi;
-	pgoff_t start, end;
-	int r;
-
-	lockdep_assert_held(&kvm->slots_lock);
-
-	if (!kvm_slot_has_private_pages(slot))
-		return 0;
-
-	CLASS(gmem_get_file, file)(slot);
-	if (!file) {
-		/*
-		 * Closed, but userspace can delay the release, and with it the
-		 * death of the VM: see kvm_protmem_release().
-		 */
-		if (slot->gmem.file && READ_ONCE(kvm->protmem.latched))
-			return -EPERM;
-		return 0;
-	}
-
-	pi = kvm_protmem(file_inode(file));
-	start = slot->gmem.pgoff;
-	end = start + slot->npages;
-
-	guard(rwsem_write)(&file_inode(file)->i_mapping->invalidate_lock);
-
-	r = protmem_may_drop(pi, start, end, &start);
-	if (!r)
-		slot->gmem.leaving = true;
-	return r;
-}
-
-/*
- * After kvm_protmem_slot_leave(), @slot could not be deleted and is active again.
- * The caller still holds slots_lock.
- */
-void kvm_protmem_slot_stay(struct kvm *kvm, struct kvm_memory_slot *slot)
-{
-	lockdep_assert_held(&kvm->slots_lock);
-
-	if (!kvm_slot_has_private_pages(slot))
-		return;
-
-	CLASS(gmem_get_file, file)(slot);
-	if (!file)
-		return;
-
-	guard(rwsem_write)(&file_inode(file)->i_mapping->invalidate_lock);
-	slot->gmem.leaving = false;
-}
-
-/*
- * Drops what is in one bounded span of @pi, wherever there is something left,
- * so that neither memory failure nor a fault of userspace's has to wait for all
- * of it.  True once all is empty, and then shared.
- */
-static bool protmem_reset_step(struct kvm_protmem_inode *pi)
-{
-	struct address_space *mapping = pi->inode->i_mapping;
-	unsigned long start = ULONG_MAX, index = 0;
-	pgoff_t end;
-
-	guard(rwsem_write)(&mapping->invalidate_lock);
-
-	if (xa_find(&pi->pages, &index, ULONG_MAX, XA_PRESENT))
-		start = index;
-	index = 0;
-	if (xa_find(&mapping->i_pages, &index, ULONG_MAX, XA_PRESENT))
-		start = min(start, index);
-	if (start == ULONG_MAX) {
-		__mt_destroy(&pi->state);
-		return true;
-	}
-
-	/* Nothing else is mapped in the second stage. */
-	end = min_t(pgoff_t, start + PROTMEM_DROP_SPAN,
-		    i_size_read(pi->inode) >> PAGE_SHIFT);
-	kvm_gmem_invalidate_start(pi->inode, start, end);
-	protmem_drop_shared(pi, start, end);
-	protmem_drop_pool(pi, start, end);
-	kvm_gmem_invalidate_end(pi->inode, start, end);
-	return false;
-}
-
-/**
- * kvm_protmem_latch - close the latch before the guest runs
- * @kvm: the VM.
- *
- * For an architecture on which memory is private when the guest starts.  Called in
- * KVM_RUN, with a vCPU's mutex held, which keeps KVM_RESET_PROTECTED_MEMORY away, and
- * without kvm->srcu.  What userspace has begun before is over when this returns, and
- * what comes later finds the latch closed.
- *
- * Return: 0; -EINTR if the caller was killed.
- */
-int kvm_protmem_latch(struct kvm *kvm)
-{
-	struct kvm_protmem_inode *pi;
-
-	if (mutex_lock_killable(&kvm->slots_lock))
-		return -EINTR;
-
-	WRITE_ONCE(kvm->protmem.latched, true);
-	WRITE_ONCE(kvm->stat.generic.protmem_latched, 1);
-	list_for_each_entry(pi, &kvm->protmem.inodes, entry) {
-		filemap_invalidate_lock(pi->inode->i_mapping);
-		filemap_invalidate_unlock(pi->inode->i_mapping);
-	}
-	/* Not before: another vCPU that sees it does not come here. */
-	smp_store_release(&kvm->protmem.may_run, true);
-	mutex_unlock(&kvm->slots_lock);
-	return 0;
-}
-
-/**
- * kvm_protmem_reset - wipe all protected memory and open the latch
- * @kvm: the VM.
- *
- * KVM_RESET_PROTECTED_MEMORY: the one way out of the latch.  All contents are
- * gone before the latch opens, and so are the operations that a vCPU has left
- * half done.
- *
- * Return: 0; -EINVAL if the VM can't have private pages; -EBUSY if a vCPU runs
- * or is being created; -EINTR, and the VM is dead, if the caller was killed.
- */
-int kvm_protmem_reset(struct kvm *kvm)
-{
-	struct kvm_protmem_inode *pi;
-	struct kvm_vcpu *vcpu;
-	unsigned long i;
-	int r = 0;
-
-	if (!kvm_has_private_pages(kvm))
-		return -EINVAL;
-
-	guard(mutex)(&kvm->lock);
-
-	if (kvm->created_vcpus != atomic_read(&kvm->online_vcpus))
-		return -EBUSY;
-	if (kvm_trylock_all_vcpus(kvm))
-		return -EBUSY;
-
-	mutex_lock(&kvm->slots_lock);
-	list_for_each_entry(pi, &kvm->protmem.inodes, entry) {
-		if (!pi->convertible)
-			continue;
-
-		while (!protmem_reset_step(pi)) {
-			if (fatal_signal_pending(current)) {
-				r = -EINTR;
-				break;
-			}
-			cond_resched();
-		}
-		if (r)
-			break;
-	}
-	mutex_unlock(&kvm->slots_lock);
-
-	if (r) {
-		/* Half of the memory is gone: the guest must not run on. */
-		kvm_vm_dead(kvm);
-		kvm_unlock_all_vcpus(kvm);
-		return r;
-	}
-
-	kvm_for_each_vcpu(i, vcpu, kvm)
-		kvm_arch_protmem_reset_vcpu(vcpu);
-
-	WRITE_ONCE(kvm->protmem.latched, false);
-	WRITE_ONCE(kvm->protmem.may_run, false);
-	WRITE_ONCE(kvm->stat.generic.protmem_latched, 0);
-
-	kvm_unlock_all_vcpus(kvm);
-	return 0;
-}
-
-/* For every VM, before anyone else knows it. */
-void kvm_protmem_init_vm(struct kvm *kvm)
-{
-	INIT_LIST_HEAD(&kvm->protmem.inodes);
-}
-
-/**
- * kvm_protmem_supported_caps - what KVM_ENABLE_CAP may ask for
- * @kvm: the VM, or NULL for VMs of the default type.
- *
- * Return: a mask of KVM_PROTMEM_*; 0, with a line in the log that says why,
- * if there is no protected memory.
- */
-u64 kvm_protmem_supported_caps(struct kvm *kvm)
-{
-	const char *why;
-
-	if (!unmapped_pool_supported(&why)) {
-		pr_info_once("no protected memory: %s\n", why);
-		return 0;
-	}
-
-	return kvm_arch_protmem_supported_caps(kvm);
-}
-
-/* KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES; @kvm as above. */
-u64 kvm_protmem_supported_attributes(struct kvm *kvm)
-{
-	if (kvm ? kvm_has_private_pages(kvm) : !!kvm_protmem_supported_caps(NULL))
-		return KVM_MEMORY_ATTRIBUTE_PRIVATE;
-
-	return 0;
-}
-
-/*
- * GUEST_MEMFD_FLAG_NO_DIRECT_MAP, which needs no KVM_ENABLE_CAP; @kvm as above.
- * kvm_protmem_create() looks again, under kvm->lock.
- */
-bool kvm_protmem_supports_no_direct_map(struct kvm *kvm)
-{
-	const char *why;
-
-	return unmapped_pool_supported(&why) && kvm_arch_protmem_can_hide(kvm);
-}
-
-/*
- * KVM_ENABLE_CAP(KVM_CAP_PROTECTED_MEMORY).  Takes kvm->lock and slots_lock.
- * Returns 0; -EINVAL for what can't be had, in itself or by this VM; -EBUSY if
- * it is too late, because there is a vCPU, a memslot, or the capability already.
- */
-int kvm_protmem_enable_cap(struct kvm *kvm, const struct kvm_enable_cap *cap)
-{
-	u64 caps = cap->args[0], exits = cap->args[1];
-	int r;
-
-	if (cap->flags || cap->args[2] || cap->args[3])
-		return -EINVAL;
-	if (!caps || (caps & ~kvm_protmem_supported_caps(kvm)))
-		return -EINVAL;
-	if (!(caps & KVM_PROTMEM_DIRECT_MAP) ||
-	    !(caps & (KVM_PROTMEM_USER | KVM_PROTMEM_HIDE_ONLY)))
-		return -EINVAL;
-	/* Only private pages can be converted. */
-	if ((caps & KVM_PROTMEM_GUEST_CONVERT) && !(caps & KVM_PROTMEM_USER))
-		return -EINVAL;
-	if (exits & ~KVM_PROTMEM_EXIT_CONVERT)
-		return -EINVAL;
-	if (exits && !(caps & KVM_PROTMEM_GUEST_CONVERT))
-		return -EINVAL;
-
-	guard(mutex)(&kvm->lock);
-	guard(mutex)(&kvm->slots_lock);
-
-	if (kvm->created_vcpus || kvm_has_protected_memory(kvm) ||
-	    !kvm_are_all_memslots_empty(kvm))
-		return -EBUSY;
-
-	kvm->protmem.exit_flags = exits;
-	kvm->protmem.caps = caps;
-
-	r = kvm_arch_protmem_enable(kvm);
-	if (r)
-		kvm->protmem.caps = 0;
-	else
-		kvm->protmem.unmaps = true;
-	return r;
 }

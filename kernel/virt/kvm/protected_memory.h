@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Protected memory, the part that guest_memfd and the accessor share with
- * virt/kvm/protected_memory.c.  Nothing else may include this.
+ * Protected memory, what guest_memfd and the files virt/kvm/protected_memory*.c share.
+ * Nothing else may include this.
  */
 #ifndef __KVM_PROTECTED_MEMORY_INTERNAL_H
 #define __KVM_PROTECTED_MEMORY_INTERNAL_H
@@ -9,12 +9,12 @@
 #include <linux/kvm_host.h>
 #include <linux/maple_tree.h>
 #include <linux/mutex.h>
+#include <linux/sizes.h>
 #include <linux/spinlock.h>
+#include <linux/unmapped_pool.h>
 #include <linux/xarray.h>
 
 #include "guest_memfd.h"
-
-struct unmapped_pool;
 
 /**
  * struct kvm_protmem_inode - protected memory, the part of a guest_memfd inode
@@ -29,7 +29,7 @@ struct unmapped_pool;
  *	last shared while others stayed private, in jiffies.  A hint: an entry may be
  *	missing, and one that is old goes when the block is next faulted in.
  * @gfns: ranges of indices that have ever been bound, with the distance of
- *	their gfns (kvm_protmem_gfn()).  Ranges are added and never removed.
+ *	their gfns: kvm_protmem_gfn().  Ranges are added and never removed.
  * @bound: a slot has been bound, @slot_flags are fixed.
  * @slot_flags: which of KVM_MEM_UNMAP_DIRECT and KVM_MEM_UNMAP_USER its slots
  *	have.
@@ -46,8 +46,9 @@ struct unmapped_pool;
  *
  * The inode's invalidate_lock is held shared to read @state and @gfns and to add
  * to @pages, exclusive to change anything else.  Without it: @inode, @pool and
- * @may_hide don't change, @nr_pool is atomic, @acct_bytes and @entry have locks
- * of their own, and @convertible is read by those who can live with the past.
+ * @may_hide don't change, @kvm doesn't as long as the file is held, @shared_at is a
+ * hint with its own lock, @nr_pool is atomic, @acct_bytes and @entry have locks of
+ * their own, and @convertible is read by those who can live with the past.
  */
 struct kvm_protmem_inode {
 	struct inode *inode;
@@ -71,6 +72,17 @@ struct kvm_protmem_inode {
 
 #ifdef CONFIG_KVM_PROTECTED_MEMORY
 
+/* The gfns for which the pool can set a block aside. */
+#define PROTMEM_BLOCK_PAGES	((pgoff_t)UNMAPPED_BLOCK_PAGES)
+
+/*
+ * What is dropped under one hold of the lock, in pages of address space; only
+ * populated pages cost anything.
+ */
+#define PROTMEM_DROP_SPAN	(SZ_64M >> PAGE_SHIFT)
+
+#define PROTMEM_SLOT_FLAGS	(KVM_MEM_UNMAP_DIRECT | KVM_MEM_UNMAP_USER)
+
 /*
  * Is @index backed by @pages, and not by the page cache, because it is private
  * or because all is hidden?  The caller holds the invalidate_lock.
@@ -85,6 +97,7 @@ static inline bool kvm_protmem_in_pool(struct kvm_protmem_inode *pi,
 	return pi->hidden || mas_walk(&mas);
 }
 
+/* protected_memory.c, for guest_memfd */
 int kvm_protmem_create(struct inode *inode, struct kvm *kvm);
 void kvm_protmem_attach(struct inode *inode);
 void kvm_protmem_release(struct inode *inode);
@@ -96,14 +109,36 @@ int kvm_protmem_get_pfn(struct file *file, struct kvm_memory_slot *slot,
 			int *max_order);
 void kvm_protmem_mmap(struct inode *inode, struct vm_area_struct *vma);
 vm_fault_t kvm_protmem_fault_user_mapping(struct vm_fault *vmf);
-long kvm_protmem_punch_hole(struct inode *inode, pgoff_t start, pgoff_t end);
-long kvm_protmem_allocate(struct inode *inode, pgoff_t start, pgoff_t end);
-long kvm_protmem_ioctl(struct file *file, unsigned int ioctl,
-		       unsigned long arg);
+
+/* protected_memory.c, for the other files; the comments are there */
 struct page *kvm_protmem_pool_page(struct kvm_protmem_inode *pi,
 				      pgoff_t index);
 struct folio *kvm_protmem_shared_folio(struct kvm_protmem_inode *pi,
 				       pgoff_t index);
+int kvm_protmem_may_drop(struct kvm_protmem_inode *pi, pgoff_t start,
+			 pgoff_t end, pgoff_t *first);
+pgoff_t kvm_protmem_run_end(struct kvm_protmem_inode *pi, pgoff_t start,
+			    pgoff_t end, bool *private);
+gfn_t kvm_protmem_gfn(struct kvm_protmem_inode *pi, pgoff_t index);
+bool kvm_protmem_block_uniform(struct kvm_protmem_inode *pi, pgoff_t index,
+			       gfn_t gfn, pgoff_t start, pgoff_t end);
+struct page *kvm_protmem_alloc_page(struct kvm_protmem_inode *pi,
+				    pgoff_t index, gfn_t gfn, bool uniform);
+int kvm_protmem_store_state(struct kvm_protmem_inode *pi, pgoff_t start,
+			    pgoff_t end, bool private);
+void kvm_protmem_drop_shared(struct kvm_protmem_inode *pi, pgoff_t start,
+			     pgoff_t end);
+void kvm_protmem_drop_pool(struct kvm_protmem_inode *pi, pgoff_t start,
+			   pgoff_t end);
+void kvm_protmem_account_blocks(struct kvm_protmem_inode *pi);
+void kvm_protmem_account_pool(struct kvm_protmem_inode *pi, long nr);
+void kvm_protmem_account_shared(struct kvm_protmem_inode *pi, long nr);
+
+/* protected_memory_convert.c, for guest_memfd */
+long kvm_protmem_punch_hole(struct inode *inode, pgoff_t start, pgoff_t end);
+long kvm_protmem_allocate(struct inode *inode, pgoff_t start, pgoff_t end);
+long kvm_protmem_ioctl(struct file *file, unsigned int ioctl,
+		       unsigned long arg);
 
 static inline struct kvm_protmem_inode *kvm_protmem(struct inode *inode)
 {

@@ -34,11 +34,6 @@
 
 #include "protected_memory.h"
 
-#define PROTMEM_VENDOR_HYP_FEATURES					\
-	(BIT(KVM_REG_ARM_VENDOR_HYP_BIT_HYP_MEMINFO) |			\
-	 BIT(KVM_REG_ARM_VENDOR_HYP_BIT_MEM_SHARE) |			\
-	 BIT(KVM_REG_ARM_VENDOR_HYP_BIT_MEM_UNSHARE))
-
 static bool protmem_possible(const char **why)
 {
 	if (is_protected_kvm_enabled())
@@ -87,7 +82,7 @@ int kvm_arch_protmem_enable(struct kvm *kvm)
 	if (!mtree_empty(&kvm->arch.smccc_filter))
 		return -EINVAL;
 
-	kvm->arch.smccc_feat.vendor_hyp_bmap |= PROTMEM_VENDOR_HYP_FEATURES;
+	kvm->arch.smccc_feat.vendor_hyp_bmap |= KVM_PROTMEM_VENDOR_HYP_FEATURES;
 	return 0;
 }
 
@@ -105,7 +100,7 @@ void kvm_arch_protmem_reset_vcpu(struct kvm_vcpu *vcpu)
 /* The bits of KVM_REG_ARM_VENDOR_HYP_BMAP that this VM can have besides the usual. */
 unsigned long kvm_protmem_vendor_hyp_features(struct kvm *kvm)
 {
-	return kvm_protmem_guest_converts(kvm) ? PROTMEM_VENDOR_HYP_FEATURES : 0;
+	return kvm_protmem_guest_converts(kvm) ? KVM_PROTMEM_VENDOR_HYP_FEATURES : 0;
 }
 
 /*
@@ -150,20 +145,28 @@ static void protmem_repeat_call(struct kvm_vcpu *vcpu)
 }
 
 /**
- * kvm_protmem_hypercall - MEM_SHARE and MEM_UNSHARE of a protected VM
+ * kvm_protmem_hypercall - HYP_MEMINFO, MEM_SHARE and MEM_UNSHARE of a protected VM
  * @vcpu: the vCPU, in KVM_RUN.
- * @private: unshare.
+ * @func_id: ARM_SMCCC_VENDOR_HYP_KVM_*_FUNC_ID of one of these.
  *
- * One page.  The conversion is done here, and userspace is not asked.
+ * One page is shared or not.  The conversion is done here, and userspace is not asked.
  *
  * Return: as for any exit handler.
  */
-int kvm_protmem_hypercall(struct kvm_vcpu *vcpu, bool private)
+int kvm_protmem_hypercall(struct kvm_vcpu *vcpu, u32 func_id)
 {
+	bool private = func_id == ARM_SMCCC_VENDOR_HYP_KVM_MEM_UNSHARE_FUNC_ID;
 	gpa_t gpa = smccc_get_arg1(vcpu);
-	struct kvm_run *run = vcpu->run;
 	gfn_t gfn = gpa_to_gfn(gpa);
 	int r;
+
+	if (func_id == ARM_SMCCC_VENDOR_HYP_KVM_HYP_MEMINFO_FUNC_ID) {
+		if (gpa || smccc_get_arg2(vcpu) || smccc_get_arg3(vcpu))
+			smccc_set_retval(vcpu, SMCCC_RET_INVALID_PARAMETER, 0, 0, 0);
+		else
+			smccc_set_retval(vcpu, PAGE_SIZE, 0, 0, 0);
+		return 1;
+	}
 
 	/* Numbers of 64-bit calls; and a 32-bit guest's IT state could not be taken back. */
 	if (vcpu_mode_is_32bit(vcpu)) {
@@ -191,12 +194,7 @@ int kvm_protmem_hypercall(struct kvm_vcpu *vcpu, bool private)
 	if (!(vcpu->kvm->protmem.exit_flags & KVM_PROTMEM_EXIT_CONVERT))
 		return 1;
 
-	run->exit_reason = KVM_EXIT_PROTECTED_MEMORY;
-	run->protected_memory.gpa = gpa;
-	run->protected_memory.size = PAGE_SIZE;
-	run->protected_memory.attributes =
-		private ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0;
-	run->protected_memory.flags = 0;
+	kvm_protmem_prepare_exit(vcpu, gpa_to_gfn(gpa), gfn, private);
 	return 0;
 }
 

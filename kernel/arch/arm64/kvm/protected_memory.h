@@ -8,10 +8,16 @@
 
 #include <linux/kvm_host.h>
 
+/* The services of kvm_protmem_hypercall(). */
+#define KVM_PROTMEM_VENDOR_HYP_FEATURES					\
+	(BIT(KVM_REG_ARM_VENDOR_HYP_BIT_HYP_MEMINFO) |			\
+	 BIT(KVM_REG_ARM_VENDOR_HYP_BIT_MEM_SHARE) |			\
+	 BIT(KVM_REG_ARM_VENDOR_HYP_BIT_MEM_UNSHARE))
+
 #ifdef CONFIG_KVM_PROTECTED_MEMORY
 
 int kvm_protmem_check_run(struct kvm_vcpu *vcpu);
-int kvm_protmem_hypercall(struct kvm_vcpu *vcpu, bool private);
+int kvm_protmem_hypercall(struct kvm_vcpu *vcpu, u32 func_id);
 unsigned long kvm_protmem_vendor_hyp_features(struct kvm *kvm);
 int kvm_protmem_reserve_smccc(struct kvm *kvm);
 long kvm_protmem_mapping_size(struct kvm_memory_slot *slot, gfn_t gfn,
@@ -24,7 +30,7 @@ static inline int kvm_protmem_check_run(struct kvm_vcpu *vcpu)
 	return 0;
 }
 
-static inline int kvm_protmem_hypercall(struct kvm_vcpu *vcpu, bool private)
+static inline int kvm_protmem_hypercall(struct kvm_vcpu *vcpu, u32 func_id)
 {
 	return -EIO;
 }

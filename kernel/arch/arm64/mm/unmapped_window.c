@@ -18,16 +18,21 @@
  *  - The PTE is not accessible by EL0.  Pseudo-NMIs can interrupt, and their
  *    accesses to user memory are by unprivileged loads and stores, which this
  *    refuses; copy_from_kernel_nofault(), which tracers use, does not accept a user
- *    address.  Nothing but clear_page() is called while the window is open.
+ *    address.  Nothing but clear_page() is called while the window is open, and no
+ *    probe can be put on that.  (A BPF program of a perf event in a pseudo-NMI could
+ *    still be written to read there: the JIT does not check its loads as x86's does.)
  *
  * There is no recovery from a memory error that the kernel meets in the window, as
- * it meets it in any other place on arm64: a synchronous external abort is fatal.
+ * it meets it in any other place on arm64.  While the window is open this counts as
+ * hard interrupt context, so that an exception ends the machine: if it ended but
+ * the thread, interrupts would be on again with the window open.
  */
 #include <linux/init.h>
 #include <linux/irqflags.h>
 #include <linux/kprobes.h>
 #include <linux/kvm_types.h>
 #include <linux/mm.h>
+#include <linux/preempt.h>
 #include <linux/uaccess.h>
 #include <linux/unmapped_window.h>
 
@@ -98,6 +103,7 @@ static __always_inline void *unmapped_window_open(struct unmapped_window_state *
 	unsigned int i;
 
 	local_irq_save(s->flags);
+	__preempt_count_add(HARDIRQ_OFFSET);	/* see die() */
 	w = this_cpu_ptr(&unmapped_windows);
 	s->w = w;
 	s->ttbr0 = read_sysreg(ttbr0_el1);
@@ -138,13 +144,15 @@ static __always_inline void unmapped_window_close(struct unmapped_window_state *
 	/* For both switches: only user space could suffer from the erratum. */
 	post_ttbr_update_workaround();
 
+	__preempt_count_sub(HARDIRQ_OFFSET);
 	local_irq_restore(s->flags);
 }
 
 /*
  * Copies between the window and the caller's buffer.  This file is built without KASAN
  * and KCSAN, which don't know the address of the one; the other may not be there, which
- * is the caller's bug.  An aligned operand of up to eight bytes is accessed at once.
+ * is the caller's bug.  An aligned operand of up to eight bytes is accessed at once;
+ * not by READ_ONCE(), which with LTO is an instruction that must be aligned.
  * Return: 0 or -EFAULT.
  */
 #define unmapped_window_move(type)					\
@@ -154,9 +162,9 @@ do {									\
 									\
 		if (write) {						\
 			__get_kernel_nofault(&__val, buf, type, fault);	\
-			WRITE_ONCE(*(type *)p, __val);			\
+			*(volatile type *)p = __val;			\
 		} else {						\
-			__val = READ_ONCE(*(type *)p);			\
+			__val = *(const volatile type *)p;		\
 			__put_kernel_nofault(buf, &__val, type, fault);	\
 		}							\
 		p += sizeof(type);					\
@@ -272,3 +280,5 @@ int unmapped_pages_clear(struct page *page, unsigned int nr)
 	return 0;
 }
 NOKPROBE_SYMBOL(unmapped_pages_clear);
+/* The page still has what the guest had in it. */
+NOKPROBE_SYMBOL(clear_page);

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * KVM protected memory, what is particular to x86: when it can be had, the
- * guest's hypercall, what a VM with it can't have besides, and the state of a
- * vCPU that has to go when the memory does.
+ * KVM protected memory, what is particular to x86: when it can be had, what a VM
+ * with it can't have besides, the state of a vCPU that has to go when the memory
+ * does, what the emulator does where it finds no memory, the guest's clock, and the
+ * guest's hypercall.
  *
  * See Documentation/virt/kvm/protected-memory.rst.
  */
@@ -280,7 +281,7 @@ int kvm_protmem_emulated_access_failed(struct kvm_vcpu *vcpu, gpa_t gpa)
 	if (!kvm_slot_has_private_pages(slot))
 		return X86EMUL_CONTINUE;
 
-	/* Of a slot that is going, too: see kvm_protmem_slots_change(). */
+	/* Of a slot that is going, too: see kvm_protmem_retry_emulation(). */
 	return X86EMUL_UNHANDLEABLE;
 }
 
@@ -291,7 +292,7 @@ int kvm_protmem_emulated_access_failed(struct kvm_vcpu *vcpu, gpa_t gpa)
  * caller is in an SRCU section from before the access: that holds up the end of
  * the change, so there is no missing it.
  */
-bool kvm_protmem_slots_change(struct kvm *kvm)
+static bool protmem_slots_change(struct kvm *kvm)
 {
 	struct kvm_memslots *slots = kvm_memslots(kvm);
 	struct kvm_memory_slot *slot;
@@ -304,6 +305,24 @@ bool kvm_protmem_slots_change(struct kvm *kvm)
 			return true;
 	}
 	return false;
+}
+
+/*
+ * The emulator has failed, by EMULTYPE_* in @emulation_type.  Is the guest to
+ * execute the instruction again?  What is in a memslot that is going may be found
+ * elsewhere.
+ */
+bool kvm_protmem_retry_emulation(struct kvm_vcpu *vcpu, int emulation_type)
+{
+	struct kvm *kvm = vcpu->kvm;
+
+	if (!kvm_has_protected_memory(kvm) || (emulation_type & EMULTYPE_SKIP) ||
+	    !protmem_slots_change(kvm))
+		return false;
+
+	/* Userspace doesn't see what it has done to registers so far. */
+	vcpu->arch.emulate_regs_need_sync_to_vcpu = false;
+	return true;
 }
 
 /**
@@ -437,11 +456,6 @@ out:
 	else if (r <= 0)
 		return r;
 
-	run->exit_reason = KVM_EXIT_PROTECTED_MEMORY;
-	run->protected_memory.gpa = gpa;
-	run->protected_memory.size = (gfn - start) << PAGE_SHIFT;
-	run->protected_memory.attributes =
-		private ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0;
-	run->protected_memory.flags = 0;
+	kvm_protmem_prepare_exit(vcpu, start, gfn, private);
 	return 0;
 }

@@ -23,7 +23,7 @@ void kvm_protmem_update_cpuid(struct kvm_vcpu *vcpu);
 bool kvm_protmem_refuses_pdptrs(struct kvm_vcpu *vcpu,
 				const struct kvm_sregs *sregs);
 int kvm_protmem_emulated_access_failed(struct kvm_vcpu *vcpu, gpa_t gpa);
-bool kvm_protmem_slots_change(struct kvm *kvm);
+bool kvm_protmem_retry_emulation(struct kvm_vcpu *vcpu, int emulation_type);
 void kvm_protmem_write_pvclock(struct kvm_vcpu *vcpu, gpa_t gpa,
 			       struct pvclock_vcpu_time_info *hv_clock);
 int kvm_protmem_emulate_hypercall(struct kvm_vcpu *vcpu);
@@ -71,7 +71,8 @@ static inline int kvm_protmem_emulated_access_failed(struct kvm_vcpu *vcpu,
 	return X86EMUL_CONTINUE;
 }
 
-static inline bool kvm_protmem_slots_change(struct kvm *kvm)
+static inline bool kvm_protmem_retry_emulation(struct kvm_vcpu *vcpu,
+					       int emulation_type)
 {
 	return false;
 }

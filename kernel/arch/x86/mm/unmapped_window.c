@@ -18,9 +18,11 @@
  *    still the current one: no TLB entry is left behind for the next time the
  *    mm is loaded.  (A bump of the mm's TLB generation, as text_poke() does it,
  *    only has the entry ignored later.)
- *  - Only NMIs and machine checks can interrupt.  Their accesses to user memory
- *    are refused by nmi_uaccess_okay() because the loaded mm is not the task's,
- *    and copy_from_kernel_nofault() does not accept a user address.
+ *  - Only NMIs and machine checks can interrupt, and tracers have a look at the
+ *    functions that switch the mm (at those here they can't).  Their accesses to
+ *    user memory are refused by nmi_uaccess_okay() because the loaded mm is not
+ *    the task's; copy_from_kernel_nofault() and the loads of BPF programs do not
+ *    accept a user address.
  *
  * With page table isolation the mm has a user page table as every mm has.  It
  * is never loaded, since the CPU does not return to user mode in between.
@@ -28,6 +30,7 @@
 #include <linux/cache.h>
 #include <linux/init.h>
 #include <linux/irqflags.h>
+#include <linux/kprobes.h>
 #include <linux/kvm_types.h>
 #include <linux/mm.h>
 #include <linux/unmapped_window.h>
@@ -236,6 +239,7 @@ int unmapped_page_read(struct page *page, unsigned int off, void *dst,
 	return unmapped_window_report(page, unmapped_window_access(page, off, dst, len,
 								   false));
 }
+NOKPROBE_SYMBOL(unmapped_page_read);
 EXPORT_SYMBOL_FOR_KVM(unmapped_page_read);
 
 int unmapped_page_write(struct page *page, unsigned int off, const void *src,
@@ -243,6 +247,7 @@ int unmapped_page_write(struct page *page, unsigned int off, const void *src,
 {
 	return unmapped_window_access(page, off, (void *)src, len, true);
 }
+NOKPROBE_SYMBOL(unmapped_page_write);
 EXPORT_SYMBOL_FOR_KVM(unmapped_page_write);
 
 #define unmapped_window_cmpxchg(insn, reg, type)			\
@@ -320,6 +325,7 @@ int unmapped_page_cmpxchg(struct page *page, unsigned int off, void *old,
 
 	return !done;
 }
+NOKPROBE_SYMBOL(unmapped_page_cmpxchg);
 EXPORT_SYMBOL_FOR_KVM(unmapped_page_cmpxchg);
 
 int unmapped_pages_clear(struct page *page, unsigned int nr)
@@ -340,3 +346,4 @@ int unmapped_pages_clear(struct page *page, unsigned int nr)
 
 	return 0;
 }
+NOKPROBE_SYMBOL(unmapped_pages_clear);

@@ -162,7 +162,8 @@ static int kvm_protected_guest_make_block_private(RAMBlock *rb, void *opaque)
         .flags = KVM_SET_MEMORY_ATTRIBUTES2_PRESERVE,
     };
 
-    if (!(rb->flags & RAM_CONVERTIBLE)) {
+    /* Nor has the guest what is not, or not yet, in its address space. */
+    if (!(rb->flags & RAM_CONVERTIBLE) || !memory_region_is_mapped(rb->mr)) {
         return 0;
     }
 
