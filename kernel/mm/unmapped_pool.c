@@ -1571,6 +1571,7 @@ VISIBLE_IF_KUNIT unsigned long unmapped_pool_shrink(unsigned long nr)
 
 /* Pages that reclaim has asked for and the worker has not seen to. */
 static atomic_long_t unmapped_shrink_nr;
+static struct workqueue_struct *unmapped_shrink_wq;
 
 static void unmapped_shrink_fn(struct work_struct *work)
 {
@@ -1590,7 +1591,7 @@ static unsigned long unmapped_shrink_scan(struct shrinker *shrinker,
 {
 	/* Not here, where the caller may hold what it needs: see the locks above. */
 	atomic_long_add(sc->nr_to_scan, &unmapped_shrink_nr);
-	queue_work(system_dfl_wq, &unmapped_shrink_work);
+	queue_work(unmapped_shrink_wq, &unmapped_shrink_work);
 	return SHRINK_STOP;
 }
 
@@ -1658,9 +1659,16 @@ static int __init unmapped_pool_init(void)
 	struct shrinker *shrinker;
 	struct kobject *kobj;
 
-	shrinker = shrinker_alloc(0, "mm-unmapped_pool");
-	if (!shrinker)
+	/* Reclaim doesn't wait for it, but wants it to make progress. */
+	unmapped_shrink_wq = alloc_workqueue("unmapped_pool", WQ_UNBOUND | WQ_MEM_RECLAIM, 1);
+	if (!unmapped_shrink_wq)
 		return -ENOMEM;
+
+	shrinker = shrinker_alloc(0, "mm-unmapped_pool");
+	if (!shrinker) {
+		destroy_workqueue(unmapped_shrink_wq);
+		return -ENOMEM;
+	}
 	shrinker->count_objects = unmapped_shrink_count;
 	shrinker->scan_objects = unmapped_shrink_scan;
 	/* Cheap to give back, and of no use to anyone as they are. */

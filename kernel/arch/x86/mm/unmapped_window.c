@@ -19,7 +19,7 @@
  *    mm is loaded.  (A bump of the mm's TLB generation, as text_poke() does it,
  *    only has the entry ignored later.)
  *  - Only NMIs and machine checks can interrupt, and tracers have a look at the
- *    functions that switch the mm (at those here they can't).  Their accesses to
+ *    functions that switch the mm and flush the TLB (at those here they can't).  Their accesses to
  *    user memory are refused by nmi_uaccess_okay() because the loaded mm is not
  *    the task's; copy_from_kernel_nofault() and the loads of BPF programs do not
  *    accept a user address.
