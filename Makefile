@@ -70,9 +70,9 @@ apply:
 x86_only = @[ -z "$(arm64)" ] || { echo "error: there is no $@ for arm64 yet; make check ARCH=arm64 runs its tests." >&2; exit 1; }
 
 ## make demo         attack guests with and without protection, show what happens
+## make demo ARCH=arm64  the same on emulated arm64, in VHE and in nVHE mode
 demo:
-	$(x86_only)
-	@scripts/demo
+	@scripts/demo $(arm64)
 ## make check-full   the long tests, in shards (SHARD=name for one); goes on where it was stopped
 check-full:
 	@[ -z "$(arm64)" ] || { echo "error: those of arm64 are shards of this, too: make check-full SHARD=arm64 (and others: tests/shards)." >&2; exit 1; }
