@@ -141,6 +141,22 @@ static void protmem_converted(struct kvm_protmem_inode *pi, pgoff_t start,
 }
 
 /*
+ * Does the block around @index, which is uniform, have pages already?  If those are
+ * in its home block, that is where a page for @index comes from anyway.  If they are
+ * elsewhere it would not be whole with a home block either, which only a few of its
+ * gfns would use: a guest that makes its memory private page by page would hold one
+ * for each beside the pages it has.  The invalidate_lock may be held or not: this is
+ * a hint.
+ */
+static bool protmem_has_pages(struct kvm_protmem_inode *pi, pgoff_t index,
+			      gfn_t gfn)
+{
+	unsigned long first = index - (gfn & (PROTMEM_BLOCK_PAGES - 1)), at = first;
+
+	return xa_find(&pi->pages, &at, first + PROTMEM_BLOCK_PAGES - 1, XA_PRESENT);
+}
+
+/*
  * Makes the shared pages of [*@pos, @end) private and keeps their contents,
  * one batch of them.  @slot is the one a guest asked by, NULL for userspace:
  * only the guest's asking closes the latch.
@@ -177,7 +193,8 @@ static int protmem_make_private(struct kvm_protmem_inode *pi, pgoff_t *pos,
 		gfn_t gfn = kvm_protmem_gfn(pi, b.index[i]);
 		/* The next batches are going to become private, too. */
 		bool uniform = kvm_protmem_block_uniform(pi, b.index[i], gfn,
-							 start, run);
+							 start, run) &&
+			       !protmem_has_pages(pi, b.index[i], gfn);
 
 		filemap_invalidate_unlock_shared(mapping);
 		b.page[i] = kvm_protmem_alloc_page(pi, b.index[i], gfn, uniform);

@@ -144,6 +144,8 @@ void protmem_arch_vm_prepare(struct protmem_vm *p);
 void protmem_arch_map(struct kvm_vm *vm, u64 gpa, u64 size);
 void protmem_arch_vcpu_init(struct protmem_vm *p, int cpu,
 			    const struct protmem_opts *opts);
+/* How many 2 MiB entries the second stage of @vm has. */
+u64 protmem_arch_nr_large(struct kvm_vm *vm);
 void protmem_arch_guest_done(void);
 bool protmem_arch_is_done(struct kvm_vcpu *vcpu);
 

@@ -41,6 +41,32 @@ void protmem_vcpu_reset(struct protmem_vm *p, int cpu)
 	vcpu_set_reg(vcpu, ctxt_reg_alias(vcpu, SYS_SP_EL1), boot->sp);
 }
 
+/*
+ * KVM counts none here, but shows its tables (CONFIG_PTDUMP_STAGE2_DEBUGFS): a line has
+ * "0xSTART-0xEND SIZE LEVEL ATTRIBUTES" of entries that follow one another and are alike.
+ */
+u64 protmem_arch_nr_large(struct kvm_vm *vm)
+{
+	unsigned long start, end;
+	char path[128], line[256];
+	unsigned int level;
+	u64 nr = 0;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/sys/kernel/debug/kvm/%d-%d/stage2_page_tables",
+		 getpid(), vm->fd);
+	f = fopen(path, "r");
+	TEST_ASSERT(f, "no %s", path);
+	while (fgets(line, sizeof(line), f)) {
+		if (strstr(line, "BLK") &&
+		    sscanf(line, "0x%lx-0x%lx %*s %u", &start, &end, &level) == 3 &&
+		    level == 2)
+			nr += (end - start) / SZ_2M;
+	}
+	fclose(f);
+	return nr;
+}
+
 void protmem_arch_guest_done(void)
 {
 	/* One store that KVM can tell userspace about. */

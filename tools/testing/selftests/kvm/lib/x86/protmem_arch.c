@@ -70,6 +70,11 @@ void protmem_vcpu_reset(struct protmem_vm *p, int cpu)
 	vcpu_regs_set(p->vcpu[cpu], &p->boot[cpu].regs);
 }
 
+u64 protmem_arch_nr_large(struct kvm_vm *vm)
+{
+	return vm_get_stat(vm, pages_2m);
+}
+
 void protmem_arch_guest_done(void)
 {
 	asm volatile("outb %%al, %%dx"

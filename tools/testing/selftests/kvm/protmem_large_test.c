@@ -72,7 +72,7 @@ static void set_up(FIXTURE_DATA(large) *self, const struct layout *l)
 	/* All that the guest runs, and none of it in the slot. */
 	protmem_call(p, 0, guest_nop);
 	protmem_call(p, 1, guest_nop);
-	self->large = vm_get_stat(p->vm, pages_2m);
+	self->large = protmem_arch_nr_large(p->vm);
 }
 
 FIXTURE_SETUP(large)
@@ -119,14 +119,20 @@ static u8 *hva(FIXTURE_DATA(large) *d, u64 gpa)
 	return d->p.mem + d->l->offset + (gpa - GPA);
 }
 
-/* By the VMM, so that it can also take it back. */
-static int set_state(FIXTURE_DATA(large) *d, u64 gpa, u64 size, bool private)
+/* By the VMM, which may do that at any time. */
+static int make_private(FIXTURE_DATA(large) *d, u64 gpa, u64 size)
 {
 	if (!is_private(d->l))
 		return 0;
 	return protmem_set_attr(d->p.gmem, d->l->offset + (gpa - GPA), size,
-				private ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0,
+				KVM_MEMORY_ATTRIBUTE_PRIVATE,
 				KVM_SET_MEMORY_ATTRIBUTES2_PRESERVE, NULL);
+}
+
+/* May the VMM take away what is private, where the guest has run? */
+static bool is_latched(FIXTURE_DATA(large) *d)
+{
+	return PROTMEM_RUN_LATCHES && is_private(d->l);
 }
 
 static bool refused(const u8 *mem)
@@ -137,7 +143,7 @@ static bool refused(const u8 *mem)
 }
 
 #define EXPECT_LARGE(n)	\
-	EXPECT_EQ(d->large + (n), vm_get_stat(d->p.vm, pages_2m))
+	EXPECT_EQ(d->large + (n), protmem_arch_nr_large(d->p.vm))
 
 TEST_F(large, first_touch)
 {
@@ -145,7 +151,7 @@ TEST_F(large, first_touch)
 	struct protmem_vm *p = &d->p;
 	int i;
 
-	ASSERT_EQ(0, set_state(d, GPA, SIZE, true));
+	ASSERT_EQ(0, make_private(d, GPA, SIZE));
 	EXPECT_EQ(0, vm_get_stat(p->vm, protmem_private_bytes));
 
 	/* Wherever in the block it is. */
@@ -184,7 +190,7 @@ TEST_F(convertible, one_page_shared_and_back)
 	u64 page = GPA + BLOCK + 7 * PAGE_SIZE;
 	int i;
 
-	ASSERT_EQ(0, set_state(d, GPA, SIZE, true));
+	ASSERT_EQ(0, make_private(d, GPA, SIZE));
 	protmem_call(p, 0, guest_fill, GPA, SIZE, SEED);
 	EXPECT_LARGE(NR_BLOCKS);
 
@@ -241,14 +247,50 @@ TEST_F(convertible, converted_with_contents)
 	EXPECT_LARGE(0);
 }
 
+static u64 guest_convert_pages(u64 gpa, u64 size, u64 to, u64 d)
+{
+	u64 end = gpa + size;
+
+	for (; gpa < end; gpa += PAGE_SIZE) {
+		if (guest_convert(gpa, PAGE_SIZE, to, 0))
+			return gpa;
+	}
+	return 0;
+}
+
+/* In order, so that the pages make up blocks, and nothing is held beside those. */
+TEST_F(convertible, converted_page_by_page)
+{
+	FIXTURE_DATA(large) *d = &self->d;
+	struct protmem_vm *p = &d->p;
+
+	protmem_call(p, 0, guest_fill, GPA, SIZE, SEED);
+	ASSERT_EQ(0, protmem_call(p, 0, guest_convert_pages, GPA, SIZE, PROTMEM_TO_PRIVATE));
+	EXPECT_EQ(0, protmem_call(p, 1, guest_check, GPA, SIZE, SEED));
+	EXPECT_EQ(SIZE, vm_get_stat(p->vm, protmem_private_bytes));
+	EXPECT_EQ(SIZE, vm_get_stat(p->vm, protmem_block_bytes));
+	EXPECT_LARGE(NR_BLOCKS);
+
+	ASSERT_EQ(0, protmem_call(p, 0, guest_convert_pages, GPA, SIZE, PROTMEM_TO_SHARED));
+	EXPECT_EQ(SIZE, protmem_mismatch(hva(d, GPA), GPA, SIZE, SEED));
+	EXPECT_EQ(0, vm_get_stat(p->vm, protmem_private_bytes));
+
+	/* Populated anew, they are whole. */
+	ASSERT_EQ(0, protmem_punch(p->gmem, d->l->offset, SIZE));
+	ASSERT_EQ(0, protmem_call(p, 0, guest_convert_pages, GPA, SIZE, PROTMEM_TO_PRIVATE));
+	EXPECT_EQ(0, protmem_call(p, 1, guest_check_zero, GPA, SIZE));
+	EXPECT_LARGE(NR_BLOCKS);
+	EXPECT_EQ(SIZE, vm_get_stat(p->vm, protmem_block_bytes));
+}
+
 TEST_F(convertible, block_with_a_shared_page)
 {
 	FIXTURE_DATA(large) *d = &self->d;
 	struct protmem_vm *p = &d->p;
 	u64 page = GPA + BLOCK - PAGE_SIZE;
 
-	ASSERT_EQ(0, set_state(d, GPA, SIZE, true));
-	ASSERT_EQ(0, set_state(d, page, PAGE_SIZE, false));
+	ASSERT_EQ(0, make_private(d, GPA, SIZE));
+	ASSERT_EQ(0, protmem_make_shared(p, page, PAGE_SIZE));
 	protmem_call(p, 0, guest_fill, GPA, SIZE, SEED);
 	EXPECT_EQ(0, protmem_call(p, 1, guest_check, GPA, SIZE, SEED));
 	EXPECT_LARGE(NR_BLOCKS - 1);
@@ -263,19 +305,19 @@ TEST_F(convertible, page_lent_elsewhere)
 	struct protmem_vm *p = &d->p;
 	u64 page = GPA + 9 * PAGE_SIZE;
 
-	ASSERT_EQ(0, set_state(d, GPA, BLOCK, true));
+	ASSERT_EQ(0, make_private(d, GPA, BLOCK));
 	protmem_call(p, 0, guest_fill, GPA, BLOCK, SEED);
 	EXPECT_LARGE(1);
-	ASSERT_EQ(0, set_state(d, page, PAGE_SIZE, false));
+	ASSERT_EQ(0, protmem_make_shared(p, page, PAGE_SIZE));
 	EXPECT_EQ(PAGE_SIZE, protmem_mismatch(hva(d, page), page, PAGE_SIZE, SEED));
 
 	/* The range is not all private, so it gets no block, but that page. */
-	ASSERT_EQ(0, set_state(d, GPA + BLOCK, PAGE_SIZE, true));
+	ASSERT_EQ(0, make_private(d, GPA + BLOCK, PAGE_SIZE));
 	protmem_call(p, 0, guest_fill, GPA + BLOCK, PAGE_SIZE, SEED + 1);
 	EXPECT_EQ(BLOCK, vm_get_stat(p->vm, protmem_private_bytes));
 	EXPECT_EQ(BLOCK, vm_get_stat(p->vm, protmem_block_bytes));
 
-	ASSERT_EQ(0, set_state(d, page, PAGE_SIZE, true));
+	ASSERT_EQ(0, make_private(d, page, PAGE_SIZE));
 	EXPECT_EQ(0, protmem_call(p, 1, guest_check, GPA, BLOCK, SEED));
 	EXPECT_EQ(0, protmem_call(p, 1, guest_check, GPA + BLOCK, PAGE_SIZE, SEED + 1));
 	EXPECT_LARGE(0);
@@ -289,10 +331,16 @@ TEST_F(large, punched)
 	struct protmem_vm *p = &d->p;
 	u64 hole = GPA + BLOCK + 5 * PAGE_SIZE;
 
-	ASSERT_EQ(0, set_state(d, GPA, SIZE, true));
+	ASSERT_EQ(0, make_private(d, GPA, SIZE));
 	protmem_call(p, 0, guest_fill, GPA, SIZE, SEED);
 	EXPECT_LARGE(NR_BLOCKS);
 
+	if (is_latched(d)) {
+		EXPECT_EQ(-EPERM, protmem_punch(p->gmem, d->l->offset + (hole - GPA),
+						PAGE_SIZE));
+		EXPECT_LARGE(NR_BLOCKS);
+		return;
+	}
 	ASSERT_EQ(0, protmem_punch(p->gmem, d->l->offset + (hole - GPA), PAGE_SIZE));
 	EXPECT_LARGE(NR_BLOCKS - 1);
 	EXPECT_EQ(0, protmem_call(p, 0, guest_check, GPA, hole - GPA, SEED));
@@ -307,7 +355,7 @@ TEST_F(large, populated_by_fallocate)
 	FIXTURE_DATA(large) *d = self;
 	struct protmem_vm *p = &d->p;
 
-	ASSERT_EQ(0, set_state(d, GPA, SIZE, true));
+	ASSERT_EQ(0, make_private(d, GPA, SIZE));
 	ASSERT_EQ(0, fallocate(p->gmem, FALLOC_FL_KEEP_SIZE, d->l->offset, SIZE));
 	EXPECT_EQ(SIZE, vm_get_stat(p->vm, protmem_private_bytes));
 	EXPECT_EQ(SIZE, vm_get_stat(p->vm, protmem_block_bytes));
@@ -315,19 +363,21 @@ TEST_F(large, populated_by_fallocate)
 	EXPECT_LARGE(NR_BLOCKS);
 }
 
+#ifdef __x86_64__	/* KVM_CAP_PRE_FAULT_MEMORY */
 TEST_F(large, pre_faulted)
 {
 	FIXTURE_DATA(large) *d = self;
 	struct protmem_vm *p = &d->p;
 	struct kvm_pre_fault_memory range = { .gpa = GPA, .size = SIZE };
 
-	ASSERT_EQ(0, set_state(d, GPA, SIZE, true));
+	ASSERT_EQ(0, make_private(d, GPA, SIZE));
 	ASSERT_EQ(0, __vcpu_ioctl(p->vcpu[0], KVM_PRE_FAULT_MEMORY, &range));
 	EXPECT_LARGE(NR_BLOCKS);
 	EXPECT_EQ(SIZE, vm_get_stat(p->vm, protmem_private_bytes));
 	protmem_call(p, 0, guest_fill, GPA, SIZE, SEED);
 	EXPECT_EQ(0, protmem_call(p, 1, guest_check, GPA, SIZE, SEED));
 }
+#endif
 
 /* Gfns of one block that belong to two places, or slots, of a guest_memfd. */
 TEST_F(large, slots_that_meet_in_a_block)
@@ -341,10 +391,14 @@ TEST_F(large, slots_that_meet_in_a_block)
 	ASSERT_EQ(0, protmem_set_slot(p, PROTMEM_SLOT, GPA, half, d->l->offset));
 	ASSERT_EQ(0, protmem_set_slot(p, PROTMEM_SLOT + 1, GPA + half, half,
 				      d->l->offset + half));
-	ASSERT_EQ(0, set_state(d, GPA, BLOCK, true));
+	ASSERT_EQ(0, make_private(d, GPA, BLOCK));
 	protmem_call(p, 0, guest_fill, GPA, BLOCK, SEED);
 	EXPECT_EQ(0, protmem_call(p, 1, guest_check, GPA, BLOCK, SEED));
 	EXPECT_LARGE(0);
+	if (is_latched(d)) {
+		EXPECT_EQ(-EPERM, protmem_delete_slot(p, PROTMEM_SLOT));
+		return;
+	}
 
 	/* ... and one slot once more, for what is there. */
 	ASSERT_EQ(0, protmem_delete_slot(p, PROTMEM_SLOT));
@@ -365,9 +419,13 @@ TEST_F(large, other_pages_for_the_same_gfns)
 	/* What the slot has left of the guest_memfd. */
 	u64 offset = d->l->offset + SIZE, size = BLOCK - d->l->offset;
 
-	ASSERT_EQ(0, set_state(d, GPA, BLOCK, true));
+	ASSERT_EQ(0, make_private(d, GPA, BLOCK));
 	protmem_call(p, 0, guest_fill, GPA, BLOCK, SEED);
 	EXPECT_LARGE(1);
+	if (is_latched(d)) {
+		EXPECT_EQ(-EPERM, protmem_delete_slot(p, PROTMEM_SLOT));
+		return;
+	}
 
 	ASSERT_EQ(0, protmem_delete_slot(p, PROTMEM_SLOT));
 	EXPECT_LARGE(0);
@@ -417,8 +475,8 @@ static u64 guest_hammer(u64 cmd_gva, u64 block, u64 page, u64 seed)
 static u64 guest_back_and_forth(u64 page, u64 val, u64 n, u64 d)
 {
 	for (WRITE_ONCE(*(u64 *)page, val); n; n--) {
-		if (guest_convert(page, PAGE_SIZE, KVM_MAP_GPA_RANGE_ENCRYPTED, 0) ||
-		    guest_convert(page, PAGE_SIZE, KVM_MAP_GPA_RANGE_DECRYPTED, 0))
+		if (guest_convert(page, PAGE_SIZE, PROTMEM_TO_PRIVATE, 0) ||
+		    guest_convert(page, PAGE_SIZE, PROTMEM_TO_SHARED, 0))
 			return 1;
 		if (READ_ONCE(*(u64 *)page) != val)
 			return 2;
@@ -447,7 +505,7 @@ TEST_F(convertible, neighbours_fault)
 	void *hammered;
 	u64 wrong = 0;
 
-	ASSERT_EQ(0, set_state(d, GPA, BLOCK, true));
+	ASSERT_EQ(0, make_private(d, GPA, BLOCK));
 	protmem_call(p, 0, guest_fill, GPA, BLOCK, SEED);
 
 	protmem_prepare(p, 1, guest_hammer, p->cmd_gva[1], GPA, page, SEED);
@@ -496,7 +554,7 @@ TEST_F(convertible, page_that_swings)
 	u64 page = GPA + 5 * PAGE_SIZE, start, took;
 	int i;
 
-	ASSERT_EQ(0, set_state(d, GPA, SIZE, true));
+	ASSERT_EQ(0, make_private(d, GPA, SIZE));
 	protmem_call(p, 0, guest_fill, GPA, SIZE, SEED);
 	EXPECT_LARGE(NR_BLOCKS);
 
@@ -508,7 +566,7 @@ TEST_F(convertible, page_that_swings)
 		EXPECT_EQ(0, protmem_call(p, 0, guest_check, page, PAGE_SIZE, SEED));
 		took = now_us() - start;
 		if (took < SWING_US / 2 &&
-		    vm_get_stat(p->vm, pages_2m) == d->large + NR_BLOCKS - 1)
+		    protmem_arch_nr_large(p->vm) == d->large + NR_BLOCKS - 1)
 			break;
 	}
 	ASSERT_LT(i, 100);
