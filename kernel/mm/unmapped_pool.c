@@ -1051,6 +1051,8 @@ EXPORT_SYMBOL_FOR_KVM(unmapped_pool_alloc);
  *	then which ones it has, and has to give back one by one
  *
  * What of the home block is in use, for its own gfn or another one, is not to be had.
+ * If there is no home block one is made for a caller who wants all of it only: with
+ * pages elsewhere the range would not be whole.
  *
  * Context: as for unmapped_pool_alloc().
  *
@@ -1061,14 +1063,15 @@ struct page *unmapped_pool_alloc_home(struct unmapped_pool *pool, u64 gfn,
 				      pgoff_t index, struct mempolicy *pol,
 				      pgoff_t ilx, gfp_t gfp, unsigned long *taken)
 {
+	bool whole = bitmap_full(taken, UNMAPPED_BLOCK_PAGES);
 	struct unmapped_block *b;
 	unsigned int i;
 
 	might_sleep();
 
 	mutex_lock(&pool->lock);
-	b = get_home(pool, gfn, pol);
-	if (!b) {
+	b = whole ? get_home(pool, gfn, pol) : find_home(pool, gfn);
+	if (!b && whole) {
 		mutex_unlock(&pool->lock);
 		mutex_lock(&pool->grow_lock);
 		mutex_lock(&pool->lock);

@@ -841,9 +841,16 @@ static void up_test_alloc_home(struct kunit *test)
 	KUNIT_EXPECT_PTR_EQ(test, other, first);
 	KUNIT_EXPECT_TRUE(test, bitmap_empty(taken, BLOCK_PAGES));
 
-	/* Another range has a block of its own, an idle one if there is any. */
+	/* Another range has none if it has pages elsewhere, ... */
 	for (i = 0; i < BLOCK_PAGES; i++)
 		unmapped_pool_free(t->pool, first + i);
+	bitmap_fill(taken, BLOCK_PAGES);
+	__clear_bit(9, taken);
+	other = unmapped_pool_alloc_home(t->pool, GFN(1), 0, NULL, 0, GFP_KERNEL, taken);
+	KUNIT_EXPECT_NULL(test, other);
+	KUNIT_EXPECT_TRUE(test, bitmap_empty(taken, BLOCK_PAGES));
+
+	/* ... or else one of its own, an idle one if there is any. */
 	bitmap_fill(taken, BLOCK_PAGES);
 	other = unmapped_pool_alloc_home(t->pool, GFN(1), 0, NULL, 0, GFP_KERNEL, taken);
 	KUNIT_EXPECT_PTR_EQ(test, other, first);

@@ -350,7 +350,7 @@ static long protmem_store_pages(struct kvm_protmem_inode *pi, pgoff_t first,
 
 /*
  * Populates all of the block around @index, which is uniform, as far as it has a
- * home block: complete it can be mapped by one entry.  What the guest does not
+ * home block, or no page yet: complete it can be mapped by one entry.  What the guest does not
  * touch of it can't be lent to other gfns any more.  The caller holds the
  * invalidate_lock, so that the block stays uniform.  On an error some of it, or
  * nothing, is populated.

@@ -129,6 +129,15 @@ static int make_private(FIXTURE_DATA(large) *d, u64 gpa, u64 size)
 				KVM_SET_MEMORY_ATTRIBUTES2_PRESERVE, NULL);
 }
 
+/* By the VMM as long as it can, or else by the guest. */
+static int share(FIXTURE_DATA(large) *d, u64 gpa, u64 size)
+{
+	if (PROTMEM_RUN_LATCHES)
+		return protmem_make_shared(&d->p, gpa, size);
+	return protmem_set_attr(d->p.gmem, d->l->offset + (gpa - GPA), size, 0,
+				KVM_SET_MEMORY_ATTRIBUTES2_PRESERVE, NULL);
+}
+
 /* May the VMM take away what is private, where the guest has run? */
 static bool is_latched(FIXTURE_DATA(large) *d)
 {
@@ -283,6 +292,23 @@ TEST_F(convertible, converted_page_by_page)
 	EXPECT_EQ(SIZE, vm_get_stat(p->vm, protmem_block_bytes));
 }
 
+/* What was empty has its pages later, and no block for them beside the others'. */
+TEST_F(convertible, half_of_it_with_contents)
+{
+	FIXTURE_DATA(large) *d = &self->d;
+	struct protmem_vm *p = &d->p;
+	u64 gpa;
+
+	for (gpa = GPA; gpa < GPA + SIZE; gpa += 2 * PAGE_SIZE)
+		protmem_fill(p, hva(d, gpa) - p->mem + GPA, PAGE_SIZE, SEED);
+	ASSERT_EQ(0, protmem_call(p, 0, guest_convert_pages, GPA, SIZE, PROTMEM_TO_PRIVATE));
+	EXPECT_EQ(SIZE / 2, vm_get_stat(p->vm, protmem_private_bytes));
+	for (gpa = GPA + PAGE_SIZE; gpa < GPA + SIZE; gpa += 2 * PAGE_SIZE)
+		EXPECT_EQ(0, protmem_call(p, 1, guest_check_zero, gpa, PAGE_SIZE));
+	EXPECT_EQ(SIZE, vm_get_stat(p->vm, protmem_private_bytes));
+	EXPECT_EQ(SIZE, vm_get_stat(p->vm, protmem_block_bytes));
+}
+
 TEST_F(convertible, block_with_a_shared_page)
 {
 	FIXTURE_DATA(large) *d = &self->d;
@@ -290,7 +316,7 @@ TEST_F(convertible, block_with_a_shared_page)
 	u64 page = GPA + BLOCK - PAGE_SIZE;
 
 	ASSERT_EQ(0, make_private(d, GPA, SIZE));
-	ASSERT_EQ(0, protmem_make_shared(p, page, PAGE_SIZE));
+	ASSERT_EQ(0, share(d, page, PAGE_SIZE));
 	protmem_call(p, 0, guest_fill, GPA, SIZE, SEED);
 	EXPECT_EQ(0, protmem_call(p, 1, guest_check, GPA, SIZE, SEED));
 	EXPECT_LARGE(NR_BLOCKS - 1);
@@ -308,7 +334,7 @@ TEST_F(convertible, page_lent_elsewhere)
 	ASSERT_EQ(0, make_private(d, GPA, BLOCK));
 	protmem_call(p, 0, guest_fill, GPA, BLOCK, SEED);
 	EXPECT_LARGE(1);
-	ASSERT_EQ(0, protmem_make_shared(p, page, PAGE_SIZE));
+	ASSERT_EQ(0, share(d, page, PAGE_SIZE));
 	EXPECT_EQ(PAGE_SIZE, protmem_mismatch(hva(d, page), page, PAGE_SIZE, SEED));
 
 	/* The range is not all private, so it gets no block, but that page. */

@@ -56,7 +56,7 @@ u64 protmem_arch_nr_large(struct kvm_vm *vm)
 	snprintf(path, sizeof(path), "/sys/kernel/debug/kvm/%d-%d/stage2_page_tables",
 		 getpid(), vm->fd);
 	f = fopen(path, "r");
-	TEST_ASSERT(f, "no %s", path);
+	TEST_ASSERT(f, "no %s: it takes debugfs and CONFIG_PTDUMP_STAGE2_DEBUGFS", path);
 	while (fgets(line, sizeof(line), f)) {
 		if (strstr(line, "BLK") &&
 		    sscanf(line, "0x%lx-0x%lx %*s %u", &start, &end, &level) == 3 &&
