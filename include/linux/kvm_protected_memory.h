@@ -18,6 +18,7 @@
 #include <linux/list.h>
 #include <linux/types.h>
 
+struct inode;
 struct kvm;
 struct kvm_enable_cap;
 struct kvm_memory_slot;
@@ -79,6 +80,10 @@ int kvm_protmem_cmpxchg(struct kvm_vcpu *vcpu, struct kvm_memory_slot *slot,
 			gfn_t gfn, unsigned int offset, void *old,
 			const void *new, unsigned int len);
 
+/* virt/kvm/protected_memory_in_place.c */
+int kvm_protmem_map_in_place(struct kvm_vcpu *vcpu, struct kvm_memory_slot *slot,
+			     gfn_t gfn);
+
 /*
  * arch/.../kvm/protected_memory.c, for an architecture that selects
  * HAVE_KVM_ARCH_PROTECTED_MEMORY.  What it has to do besides is listed in
@@ -115,6 +120,35 @@ int kvm_arch_protmem_enable(struct kvm *kvm);
  * @vcpu->mutex held, after the memory has been wiped.
  */
 void kvm_arch_protmem_reset_vcpu(struct kvm_vcpu *vcpu);
+
+/*
+ * For an architecture that selects HAVE_KVM_PROTECTED_MEMORY_IN_PLACE.  All of them are
+ * called with the invalidate_lock of the guest_memfd inode held.
+ */
+
+/*
+ * kvm_arch_protmem_give - give a page to the guest of the vCPU that runs
+ *
+ * If the hypervisor has a page for @gfn already nothing is done.  Otherwise it is
+ * asked to take the page @pfn from this kernel, and the inode is held by ihold() until
+ * the hypervisor has given it back.  Returns 0, or an error of the hypervisor's.
+ */
+int kvm_arch_protmem_give(struct kvm_vcpu *vcpu, gfn_t gfn, kvm_pfn_t pfn,
+			  struct inode *inode);
+/*
+ * kvm_arch_protmem_given - does the hypervisor have a page for @gfn?
+ *
+ * It can't get or lose one meanwhile if the invalidate_lock is held exclusive.
+ */
+bool kvm_arch_protmem_given(struct kvm *kvm, gfn_t gfn);
+/*
+ * kvm_arch_protmem_complete - have the hypervisor do what the guest has asked for
+ *
+ * That is to share or unshare a page, for the vCPU that runs, which the hypervisor
+ * has seen asking.  What is as wanted already, or not there, is none of its errors.
+ * Returns 0, or -EINVAL if the guest can't have it.
+ */
+int kvm_arch_protmem_complete(struct kvm *kvm);
 
 #else
 

@@ -64,8 +64,9 @@ u64 unmapped_pool_bytes_total(void);
 bool unmapped_pool_active(void);
 bool page_is_unmapped(const struct page *page);
 
-/* For the page fault handler; both lock-free and NMI-safe. */
+/* For the page fault handler; all of them lock-free and NMI-safe. */
 void unmapped_pool_count_fault(struct pt_regs *regs, unsigned long address);
+void unmapped_pool_count_lost(unsigned long pfn);
 void unmapped_pool_show_fault(struct pt_regs *regs, unsigned long address);
 
 /* For memory_failure(): 0 = now poisoned, -EHWPOISON = was already, -ENOENT. */
@@ -89,6 +90,10 @@ static inline bool page_is_unmapped(const struct page *page)
 
 static inline void unmapped_pool_count_fault(struct pt_regs *regs,
 					     unsigned long address)
+{
+}
+
+static inline void unmapped_pool_count_lost(unsigned long pfn)
 {
 }
 

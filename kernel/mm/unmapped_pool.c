@@ -211,6 +211,7 @@ static atomic_long_t unmapped_pages;
 static atomic_long_t unmapped_idle_pages;
 static atomic_long_t unmapped_quarantined_pages;
 static atomic64_t unmapped_refused;
+static atomic64_t unmapped_lost;
 
 /* Block and page states */
 
@@ -1426,7 +1427,7 @@ bool page_is_unmapped(const struct page *page)
 /* Page faults and memory errors */
 
 /*
- * Neither function has any influence on what becomes of the fault.  They are
+ * None of these has any influence on what becomes of the fault.  They are
  * called in any context, with any locks held.
  */
 void unmapped_pool_count_fault(struct pt_regs *regs, unsigned long address)
@@ -1442,6 +1443,16 @@ void unmapped_pool_count_fault(struct pt_regs *regs, unsigned long address)
 
 	atomic64_inc(&unmapped_refused);
 	trace_unmapped_pool_refused(pfn, instruction_pointer(regs));
+}
+
+/*
+ * A hypervisor that kept the kernel out of the page at @pfn had to give it back, with
+ * nothing in it, as the kernel accessed it by a mapping that it made itself.
+ */
+void unmapped_pool_count_lost(unsigned long pfn)
+{
+	if (lookup_block(pfn))
+		atomic64_inc(&unmapped_lost);
 }
 
 void unmapped_pool_show_fault(struct pt_regs *regs, unsigned long address)
@@ -1650,10 +1661,18 @@ static ssize_t refused_show(struct kobject *kobj, struct kobj_attribute *attr, c
 
 static struct kobj_attribute refused_attr = __ATTR_RO(refused);
 
+static ssize_t lost_show(struct kobject *kobj, struct kobj_attribute *attr, char *buf)
+{
+	return sysfs_emit(buf, "%llu\n", atomic64_read(&unmapped_lost));
+}
+
+static struct kobj_attribute lost_attr = __ATTR_RO(lost);
+
 static const struct attribute *const unmapped_attrs[] = {
 	&off_direct_map_bytes_attr.attr,
 	&quarantined_bytes_attr.attr,
 	&refused_attr.attr,
+	&lost_attr.attr,
 	NULL
 };
 

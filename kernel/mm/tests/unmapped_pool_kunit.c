@@ -551,6 +551,9 @@ static struct page *up_alloc_primed(struct mempolicy *pol, pgoff_t ilx, gfp_t gf
 	if (!args.page)
 		return NULL;
 
+	/* What vunmap() was lazy about would have all TLBs flushed later. */
+	vm_unmap_aliases();
+
 	for_each_online_cpu(cpu) {
 		smp_call_function_single(cpu, up_peek_range, &args, 1);
 		KUNIT_EXPECT_EQ(kunit_get_current_test(), args.readable, args.nr);

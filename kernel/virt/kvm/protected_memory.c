@@ -10,6 +10,10 @@
  * mapping and no pin.  A conversion copies from the one to the other; a page
  * without contents is empty in either state and converting it moves nothing.
  *
+ * On a hypervisor that keeps the kernel out of private pages by itself
+ * (KVM_PROTMEM_HOST_KERNEL) all pages are of the pool, private ones and shared ones,
+ * and a conversion moves nothing: protected_memory_in_place.c.
+ *
  * Memory that is hidden from the kernel alone (KVM_PROTMEM_HIDE_ONLY) has no
  * states: all of it are pages of the pool, and userspace maps them by special
  * page table entries, which nothing but a fault makes and GUP refuses.
@@ -71,8 +75,9 @@
 /* A block is left in small entries so many jiffies after pages of it were shared. */
 #define PROTMEM_SWING		(HZ / 4)
 
-static bool protmem_all_private(struct kvm_protmem_inode *pi, pgoff_t first,
-				pgoff_t last)
+/* Is all of [@first, @last] private? */
+bool kvm_protmem_all_private(struct kvm_protmem_inode *pi, pgoff_t first,
+			     pgoff_t last)
 {
 	MA_STATE(mas, &pi->state, first, first);
 
@@ -161,10 +166,10 @@ bool kvm_protmem_block_uniform(struct kvm_protmem_inode *pi, pgoff_t index,
 	if (pi->hidden)
 		return true;
 
-	if (first < start && !protmem_all_private(pi, first, min(last, start - 1)))
+	if (first < start && !kvm_protmem_all_private(pi, first, min(last, start - 1)))
 		return false;
 
-	return last < end || protmem_all_private(pi, max(first, end), last);
+	return last < end || kvm_protmem_all_private(pi, max(first, end), last);
 }
 
 /* Brings kvm->stat in line with the pool after this inode has changed it. */
@@ -260,7 +265,7 @@ void kvm_protmem_drop_pool(struct kvm_protmem_inode *pi, pgoff_t start,
 /*
  * Records [@start, @end) as @private.  On error (-ENOMEM) nothing is changed.
  * Ranges that are next to each other are merged, which bounds the tree by the
- * number of runs and makes protmem_all_private() one look-up.
+ * number of runs and makes kvm_protmem_all_private() one look-up.
  */
 int kvm_protmem_store_state(struct kvm_protmem_inode *pi, pgoff_t start,
 			    pgoff_t end, bool private)
@@ -522,6 +527,20 @@ struct folio *kvm_protmem_shared_folio(struct kvm_protmem_inode *pi,
 	return folio;
 }
 
+/*
+ * Does @file still back @index for @slot?  The caller holds the invalidate_lock and
+ * kvm->srcu.  Returns 0, -EFAULT or -EIO.
+ */
+int kvm_protmem_check_slot(struct file *file, struct kvm_memory_slot *slot, pgoff_t index)
+{
+	struct gmem_file *f = file->private_data;
+
+	if (file != READ_ONCE(slot->gmem.file))
+		return -EFAULT;
+
+	return xa_load(&f->bindings, index) == slot ? 0 : -EIO;
+}
+
 /**
  * kvm_protmem_get_pfn - resolve a second-stage fault
  * @file: the guest_memfd that backs @slot, referenced by the caller.
@@ -546,18 +565,17 @@ int kvm_protmem_get_pfn(struct file *file, struct kvm_memory_slot *slot,
 	struct inode *inode = file_inode(file);
 	struct kvm_protmem_inode *pi = kvm_protmem(inode);
 	pgoff_t index = kvm_gmem_get_index(slot, gfn);
-	struct gmem_file *f = file->private_data;
 	struct folio *folio;
+	int r;
 
 	*page = NULL;
 	*max_order = 0;
 
 	guard(rwsem_read)(&inode->i_mapping->invalidate_lock);
 
-	if (file != READ_ONCE(slot->gmem.file))
-		return -EFAULT;
-	if (xa_load(&f->bindings, index) != slot)
-		return -EIO;
+	r = kvm_protmem_check_slot(file, slot, index);
+	if (r)
+		return r;
 
 	if (kvm_protmem_in_pool(pi, index)) {
 		struct page *unmapped = kvm_protmem_pool_page(pi, index);
@@ -626,7 +644,7 @@ vm_fault_t kvm_protmem_fault_user_mapping(struct vm_fault *vmf)
 
 	guard(rwsem_read)(&inode->i_mapping->invalidate_lock);
 
-	if (pi->hidden)
+	if (pi->hidden && !kvm_protmem_all_private(pi, vmf->pgoff, vmf->pgoff))
 		return protmem_fault_hidden(pi, vmf);
 
 	if (kvm_protmem_in_pool(pi, vmf->pgoff)) {
@@ -718,7 +736,8 @@ int kvm_protmem_create(struct inode *inode, struct kvm *kvm)
 	pi->inode = inode;
 	pi->kvm = kvm;
 	pi->pool = pool;
-	if (flags & GUEST_MEMFD_FLAG_NO_DIRECT_MAP)
+	pi->in_place = kvm_protmem_in_place(kvm);
+	if (pi->in_place || (flags & GUEST_MEMFD_FLAG_NO_DIRECT_MAP))
 		protmem_set_hidden(pi, inode);
 	pi->may_hide = pi->hidden ||
 		       (kvm->protmem.caps & KVM_PROTMEM_HIDE_ONLY);
@@ -857,6 +876,10 @@ int kvm_protmem_check_bind(struct inode *inode, struct kvm_memory_slot *slot)
 	/* Or KVM would take the memory from userspace_addr, wherever that is. */
 	if ((flags || (gmem_flags & GUEST_MEMFD_FLAG_NO_DIRECT_MAP)) &&
 	    (gmem_flags & PROTMEM_GMEM_FLAGS) != PROTMEM_GMEM_FLAGS)
+		return -EINVAL;
+
+	/* A slot without states would have all of its pages private, and mapped. */
+	if (pi->in_place && flags != PROTMEM_SLOT_FLAGS)
 		return -EINVAL;
 
 	guard(rwsem_read)(&inode->i_mapping->invalidate_lock);

@@ -37,6 +37,9 @@
  * @hidden: KVM_MEM_UNMAP_DIRECT alone, or GUEST_MEMFD_FLAG_NO_DIRECT_MAP: no
  *	page has a kernel alias, but userspace maps them.
  * @may_hide: may be, or become, @hidden; fixed when the inode is made.
+ * @in_place: @hidden, but what is private userspace can't map: a hypervisor below
+ *	KVM knows the states, too, and pages stay where they are when theirs changes
+ *	(protected_memory_in_place.c); fixed when the inode is made.
  * @nr_pool: how many pages @pages has.
  * @fill_lock: held by who populates a block as a whole, one of them by its gfn;
  *	nothing is protected by it, but none is to fill what another one does.
@@ -45,8 +48,8 @@
  * @entry: in kvm_protmem.inodes, protected by slots_lock.
  *
  * The inode's invalidate_lock is held shared to read @state and @gfns and to add
- * to @pages, exclusive to change anything else.  Without it: @inode, @pool and
- * @may_hide don't change, @kvm doesn't as long as the file is held, @shared_at is a
+ * to @pages, exclusive to change anything else.  Without it: @inode, @pool, @may_hide
+ * and @in_place don't change, @kvm doesn't as long as the file is held, @shared_at is a
  * hint with its own lock, @nr_pool is atomic, @acct_bytes and @entry have locks of
  * their own, and @convertible is read by those who can live with the past.
  */
@@ -63,6 +66,7 @@ struct kvm_protmem_inode {
 	bool convertible;
 	bool hidden;
 	bool may_hide;
+	bool in_place;
 	struct mutex fill_lock[8];
 	atomic_long_t nr_pool;
 	spinlock_t acct_lock;	/* acct_bytes */
@@ -111,6 +115,9 @@ void kvm_protmem_mmap(struct inode *inode, struct vm_area_struct *vma);
 vm_fault_t kvm_protmem_fault_user_mapping(struct vm_fault *vmf);
 
 /* protected_memory.c, for the other files; the comments are there */
+bool kvm_protmem_all_private(struct kvm_protmem_inode *pi, pgoff_t first,
+			     pgoff_t last);
+int kvm_protmem_check_slot(struct file *file, struct kvm_memory_slot *slot, pgoff_t index);
 struct page *kvm_protmem_pool_page(struct kvm_protmem_inode *pi,
 				      pgoff_t index);
 struct folio *kvm_protmem_shared_folio(struct kvm_protmem_inode *pi,
@@ -133,6 +140,23 @@ void kvm_protmem_drop_pool(struct kvm_protmem_inode *pi, pgoff_t start,
 void kvm_protmem_account_blocks(struct kvm_protmem_inode *pi);
 void kvm_protmem_account_pool(struct kvm_protmem_inode *pi, long nr);
 void kvm_protmem_account_shared(struct kvm_protmem_inode *pi, long nr);
+
+/* protected_memory_convert.c, for protected_memory_in_place.c */
+void kvm_protmem_converted(struct kvm_protmem_inode *pi, pgoff_t start,
+			   pgoff_t end, long copied, bool private);
+
+/* protected_memory_in_place.c; the comments are there */
+int kvm_protmem_convert_in_place(struct kvm_protmem_inode *pi, pgoff_t *pos,
+				 pgoff_t end, bool make_private,
+				 struct kvm_memory_slot *slot);
+int kvm_protmem_may_free_in_place(struct kvm_protmem_inode *pi, pgoff_t start,
+				  pgoff_t end, pgoff_t *first);
+
+/* Without what calls them the two are never linked. */
+static inline bool kvm_protmem_converts_in_place(struct kvm_protmem_inode *pi)
+{
+	return IS_ENABLED(CONFIG_HAVE_KVM_PROTECTED_MEMORY_IN_PLACE) && pi->in_place;
+}
 
 /* protected_memory_convert.c, for guest_memfd */
 long kvm_protmem_punch_hole(struct inode *inode, pgoff_t start, pgoff_t end);

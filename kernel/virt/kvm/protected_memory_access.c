@@ -115,7 +115,8 @@ static int protmem_access(struct kvm_vcpu *vcpu, struct kvm_memory_slot *slot,
 	guard(rwsem_read)(&file_inode(file)->i_mapping->invalidate_lock);
 
 	if (kvm_protmem_in_pool(pi, index)) {
-		if (!protmem_access_allowed(vcpu))
+		/* Private, it is out of this kernel's reach, and would be lost. */
+		if (pi->in_place || !protmem_access_allowed(vcpu))
 			return -EACCES;
 
 		page = kvm_protmem_pool_page(pi, index);

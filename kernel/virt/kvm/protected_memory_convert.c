@@ -128,8 +128,9 @@ static int protmem_begin(struct kvm_protmem_inode *pi,
 	return 0;
 }
 
-static void protmem_converted(struct kvm_protmem_inode *pi, pgoff_t start,
-			      pgoff_t end, long copied, bool private)
+/* [@start, @end) has been converted, @copied pages of it by copying them. */
+void kvm_protmem_converted(struct kvm_protmem_inode *pi, pgoff_t start,
+			   pgoff_t end, long copied, bool private)
 {
 	kvm_protmem_account_pool(pi, private ? copied : -copied);
 	if (end == start)
@@ -173,6 +174,9 @@ static int protmem_make_private(struct kvm_protmem_inode *pi, pgoff_t *pos,
 	pgoff_t start = *pos, run, zapped;
 	unsigned int i, j;
 	int r = 0;
+
+	if (kvm_protmem_converts_in_place(pi))
+		return kvm_protmem_convert_in_place(pi, pos, end, true, slot);
 
 	filemap_invalidate_lock_shared(mapping);
 	end = kvm_protmem_run_end(pi, start, end, &private);
@@ -281,7 +285,7 @@ static int protmem_make_private(struct kvm_protmem_inode *pi, pgoff_t *pos,
 
 	for (j = 0, i = 0; j < b.nr; j++)
 		i += used[j];
-	protmem_converted(pi, start, end, i, true);
+	kvm_protmem_converted(pi, start, end, i, true);
 done:
 	if (!r && slot) {
 		WRITE_ONCE(pi->kvm->protmem.latched, true);
@@ -341,6 +345,9 @@ static int protmem_make_shared(struct kvm_protmem_inode *pi, pgoff_t *pos,
 	unsigned int i, j, done = 0;
 	bool private;
 	int r = 0;
+
+	if (kvm_protmem_converts_in_place(pi))
+		return kvm_protmem_convert_in_place(pi, pos, end, false, slot);
 
 	filemap_invalidate_lock_shared(mapping);
 	end = kvm_protmem_run_end(pi, start, end, &private);
@@ -446,7 +453,7 @@ static int protmem_make_shared(struct kvm_protmem_inode *pi, pgoff_t *pos,
 	if (now.nr)
 		kvm_gmem_invalidate_end(pi->inode, start, zapped);
 
-	protmem_converted(pi, start, end, done, false);
+	kvm_protmem_converted(pi, start, end, done, false);
 	*pos = end;
 out_unlock:
 	filemap_invalidate_unlock(mapping);
@@ -488,6 +495,8 @@ static int protmem_drop_range(struct kvm_protmem_inode *pi, pgoff_t *pos,
 	filemap_invalidate_lock(mapping);
 
 	r = kvm_protmem_may_drop(pi, start, end, pos);
+	if (!r && kvm_protmem_converts_in_place(pi))
+		r = kvm_protmem_may_free_in_place(pi, start, end, pos);
 	if (r)
 		goto out;
 

@@ -171,7 +171,8 @@ int kvm_protmem_latch(struct kvm *kvm)
  * gone before the latch opens, and so are the operations that a vCPU has left
  * half done.
  *
- * Return: 0; -EINVAL if the VM can't have private pages; -EBUSY if a vCPU runs
+ * Return: 0; -EINVAL if the VM can't have private pages; -EOPNOTSUPP if a hypervisor
+ * has them, which gives none back while the VM lives; -EBUSY if a vCPU runs
  * or is being created; -EINTR, and the VM is dead, if the caller was killed.
  */
 int kvm_protmem_reset(struct kvm *kvm)
@@ -183,6 +184,8 @@ int kvm_protmem_reset(struct kvm *kvm)
 
 	if (!kvm_has_private_pages(kvm))
 		return -EINVAL;
+	if (kvm_protmem_in_place(kvm))
+		return -EOPNOTSUPP;
 
 	guard(mutex)(&kvm->lock);
 

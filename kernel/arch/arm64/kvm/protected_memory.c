@@ -27,17 +27,26 @@
 
 #include <asm/cpufeature.h>
 #include <asm/kvm_emulate.h>
+#include <asm/kvm_mmu.h>
 #include <asm/kvm_pgtable.h>
+#include <asm/kvm_pkvm.h>
 #include <asm/virt.h>
 
 #include <kvm/arm_hypercalls.h>
 
 #include "protected_memory.h"
 
-static bool protmem_possible(const char **why)
+/*
+ * With pKVM only VMs that EL2 protects have protected memory, and have it from there:
+ * virt/kvm/protected_memory_in_place.c.
+ */
+#define PROTMEM_EL2_CAPS	(KVM_PROTMEM_DIRECT_MAP | KVM_PROTMEM_USER | \
+				 KVM_PROTMEM_GUEST_CONVERT | KVM_PROTMEM_HOST_KERNEL)
+
+static bool protmem_possible(struct kvm *kvm, const char **why)
 {
-	if (is_protected_kvm_enabled())
-		*why = "the hypervisor at EL2 owns the second stage";
+	if (is_protected_kvm_enabled() && !(kvm && kvm_vm_is_protected(kvm)))
+		*why = "the hypervisor at EL2 owns the second stage, and has it for protected VMs only";
 	else if (!cpus_have_final_cap(ARM64_HAS_STAGE2_FWB))
 		*why = "the second stage can't force memory to be cacheable (FEAT_S2FWB)";
 	else
@@ -51,10 +60,12 @@ u64 kvm_arch_protmem_supported_caps(struct kvm *kvm)
 {
 	const char *why;
 
-	if (!protmem_possible(&why)) {
+	if (!protmem_possible(kvm, &why)) {
 		pr_info_once("kvm: no protected memory: %s\n", why);
 		return 0;
 	}
+	if (is_protected_kvm_enabled())
+		return PROTMEM_EL2_CAPS;
 
 	return KVM_PROTMEM_DIRECT_MAP | KVM_PROTMEM_USER |
 	       KVM_PROTMEM_GUEST_CONVERT | KVM_PROTMEM_HIDE_ONLY;
@@ -64,7 +75,7 @@ bool kvm_arch_protmem_can_hide(struct kvm *kvm)
 {
 	const char *why;
 
-	return protmem_possible(&why);
+	return !is_protected_kvm_enabled() && protmem_possible(kvm, &why);
 }
 
 int kvm_arch_protmem_enable(struct kvm *kvm)
@@ -72,6 +83,9 @@ int kvm_arch_protmem_enable(struct kvm *kvm)
 	lockdep_assert_held(&kvm->lock);
 
 	if (kvm_has_mte(kvm))
+		return -EINVAL;
+	/* EL2 has no parts of it to give. */
+	if (is_protected_kvm_enabled() && kvm->protmem.caps != PROTMEM_EL2_CAPS)
 		return -EINVAL;
 	if (!kvm_protmem_guest_converts(kvm))
 		return 0;
@@ -83,7 +97,66 @@ int kvm_arch_protmem_enable(struct kvm *kvm)
 		return -EINVAL;
 
 	kvm->arch.smccc_feat.vendor_hyp_bmap |= KVM_PROTMEM_VENDOR_HYP_FEATURES;
+	/* There is no vCPU, and so no VM at EL2. */
+	kvm->arch.pkvm.host_completes = is_protected_kvm_enabled();
 	return 0;
+}
+
+/*
+ * The guest of a VM that EL2 protects has touched @gfn, which EL2 has no page for, or
+ * wants to share it.  The caller holds kvm->srcu.  Returns 0, or as
+ * kvm_protmem_map_in_place() does.
+ */
+int kvm_protmem_pkvm_abort(struct kvm_vcpu *vcpu, struct kvm_memory_slot *slot,
+			   gfn_t gfn)
+{
+	int r;
+
+	r = topup_hyp_memcache(&vcpu->arch.pkvm_memcache,
+			       kvm_mmu_cache_min_pages(vcpu->arch.hw_mmu));
+	if (r)
+		return -ENOMEM;
+
+	return kvm_protmem_map_in_place(vcpu, slot, gfn);
+}
+
+bool kvm_arch_protmem_given(struct kvm *kvm, gfn_t gfn)
+{
+	guard(read_lock)(&kvm->mmu_lock);
+
+	return pkvm_pgtable_stage2_is_mapped(kvm->arch.mmu.pgt, gfn_to_gpa(gfn));
+}
+
+int kvm_arch_protmem_give(struct kvm_vcpu *vcpu, gfn_t gfn, kvm_pfn_t pfn,
+			  struct inode *inode)
+{
+	u8 class = kvm_vcpu_trap_get_class(vcpu);
+	struct kvm_hyp_memcache *mc = &vcpu->arch.pkvm_memcache;
+	struct kvm_pgtable *pgt = vcpu->arch.hw_mmu->pgt;
+	struct kvm *kvm = vcpu->kvm;
+	int r;
+
+	guard(write_lock)(&kvm->mmu_lock);
+
+	/* A fault there is for EL2 to look into: the page may have been lost. */
+	if (class != ESR_ELx_EC_DABT_LOW && class != ESR_ELx_EC_IABT_LOW &&
+	    pkvm_pgtable_stage2_is_mapped(pgt, gfn_to_gpa(gfn)))
+		return 0;
+
+	mc->mapping->inode = inode;
+	r = pkvm_pgtable_stage2_map(pgt, gfn_to_gpa(gfn), PAGE_SIZE, __pfn_to_phys(pfn),
+				    KVM_PGTABLE_PROT_RWX, mc, 0);
+	if (r)
+		mc->mapping->inode = NULL;
+	else
+		ihold(inode);	/* EL2 has the page until the VM is torn down. */
+
+	return r == -EAGAIN ? 0 : r;
+}
+
+int kvm_arch_protmem_complete(struct kvm *kvm)
+{
+	return kvm_call_hyp_nvhe(__pkvm_vcpu_complete_mem_call) ? -EINVAL : 0;
 }
 
 void kvm_arch_protmem_reset_vcpu(struct kvm_vcpu *vcpu)
@@ -144,6 +217,26 @@ static void protmem_repeat_call(struct kvm_vcpu *vcpu)
 		*vcpu_pc(vcpu) -= 4;
 }
 
+/*
+ * EL2 converts what it has: what is to be shared must be the guest's first.  Returns as
+ * kvm_protmem_convert_range() does.
+ */
+static int protmem_prepare_in_place(struct kvm_vcpu *vcpu, gfn_t gfn, bool private)
+{
+	struct kvm_memory_slot *slot;
+
+	if (!kvm_protmem_in_place(vcpu->kvm))
+		return 0;
+
+	slot = gfn_to_memslot(vcpu->kvm, gfn);
+	if (!slot)
+		return -EINVAL;
+	if (slot->flags & KVM_MEMSLOT_INVALID)
+		return 1;
+
+	return private ? 0 : kvm_protmem_pkvm_abort(vcpu, slot, gfn);
+}
+
 /**
  * kvm_protmem_hypercall - HYP_MEMINFO, MEM_SHARE and MEM_UNSHARE of a protected VM
  * @vcpu: the vCPU, in KVM_RUN.
@@ -179,7 +272,9 @@ int kvm_protmem_hypercall(struct kvm_vcpu *vcpu, u32 func_id)
 	}
 
 	kvm_vcpu_srcu_read_lock(vcpu);
-	r = kvm_protmem_convert_range(vcpu, &gfn, gfn + 1, private);
+	r = protmem_prepare_in_place(vcpu, gfn, private);
+	if (!r)
+		r = kvm_protmem_convert_range(vcpu, &gfn, gfn + 1, private);
 	kvm_vcpu_srcu_read_unlock(vcpu);
 	if (r == -EINVAL) {
 		smccc_set_retval(vcpu, SMCCC_RET_INVALID_PARAMETER, 0, 0, 0);

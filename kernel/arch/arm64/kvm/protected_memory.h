@@ -22,6 +22,8 @@ unsigned long kvm_protmem_vendor_hyp_features(struct kvm *kvm);
 int kvm_protmem_reserve_smccc(struct kvm *kvm);
 long kvm_protmem_mapping_size(struct kvm_memory_slot *slot, gfn_t gfn,
 			      int max_order);
+int kvm_protmem_pkvm_abort(struct kvm_vcpu *vcpu, struct kvm_memory_slot *slot,
+			   gfn_t gfn);
 
 #else
 
@@ -43,6 +45,12 @@ static inline unsigned long kvm_protmem_vendor_hyp_features(struct kvm *kvm)
 static inline int kvm_protmem_reserve_smccc(struct kvm *kvm)
 {
 	return 0;
+}
+
+static inline int kvm_protmem_pkvm_abort(struct kvm_vcpu *vcpu,
+					 struct kvm_memory_slot *slot, gfn_t gfn)
+{
+	return -EIO;
 }
 
 static inline long kvm_protmem_mapping_size(struct kvm_memory_slot *slot,

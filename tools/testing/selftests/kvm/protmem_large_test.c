@@ -343,6 +343,8 @@ TEST_F(convertible, page_lent_elsewhere)
 	EXPECT_EQ(BLOCK, vm_get_stat(p->vm, protmem_private_bytes));
 	EXPECT_EQ(BLOCK, vm_get_stat(p->vm, protmem_block_bytes));
 
+	/* That it was shared just now is not to be why it stays in small entries. */
+	usleep(SWING_OVER_US);
 	ASSERT_EQ(0, make_private(d, page, PAGE_SIZE));
 	EXPECT_EQ(0, protmem_call(p, 1, guest_check, GPA, BLOCK, SEED));
 	EXPECT_EQ(0, protmem_call(p, 1, guest_check, GPA + BLOCK, PAGE_SIZE, SEED + 1));

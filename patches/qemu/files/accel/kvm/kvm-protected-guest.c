@@ -33,9 +33,41 @@
 #include "system/system.h"
 
 static KvmProtectedGuestMode kvm_protected_guest_mode;
+/* A hypervisor has the guest's memory, or is to have it; and it has some. */
+static bool kvm_protected_guest_in_hypervisor;
+static bool kvm_protected_guest_memory_given;
 static Error *kvm_protected_guest_mig_blocker;
 /* There is one class of this kind in a QEMU. */
 static const KvmProtectedGuestOps *kvm_protected_guest_ops;
+
+unsigned long kvm_protected_guest_vm_type(void)
+{
+    ConfidentialGuestSupport *cgs = MACHINE(qdev_get_machine())->cgs;
+    KvmProtectedGuestState *state;
+    unsigned long type;
+
+    if (!cgs || !object_dynamic_cast(OBJECT(cgs), TYPE_KVM_PROTECTED_GUEST) ||
+        !kvm_protected_guest_ops->vm_type) {
+        return 0;
+    }
+    state = kvm_protected_guest_ops->get_state(OBJECT(cgs));
+    if (state->mode == KVM_PROTECTED_GUEST_MODE_HIDDEN) {
+        return 0;
+    }
+    type = kvm_protected_guest_ops->vm_type(state);
+    kvm_protected_guest_in_hypervisor = type;
+    return type;
+}
+
+bool kvm_protected_guest_host_kernel(void)
+{
+    return kvm_protected_guest_in_hypervisor;
+}
+
+bool kvm_protected_guest_is_resettable(void)
+{
+    return !kvm_protected_guest_memory_given;
+}
 
 int kvm_protected_guest_init(KvmProtectedGuestMode mode, Error **errp)
 {
@@ -52,6 +84,9 @@ int kvm_protected_guest_init(KvmProtectedGuestMode mode, Error **errp)
         memfd_flags |= GUEST_MEMFD_FLAG_NO_DIRECT_MAP;
     } else {
         wanted |= KVM_PROTMEM_USER | KVM_PROTMEM_GUEST_CONVERT;
+        if (kvm_protected_guest_in_hypervisor) {
+            wanted |= KVM_PROTMEM_HOST_KERNEL;
+        }
     }
 
     ret = kvm_vm_check_extension(kvm_state, KVM_CAP_PROTECTED_MEMORY);
@@ -105,7 +140,7 @@ int kvm_protected_guest_init(KvmProtectedGuestMode mode, Error **errp)
                              "another process", errp)) {
         return -ENOTSUP;
     }
-    if (hidden &&
+    if ((hidden || kvm_protected_guest_in_hypervisor) &&
         !bdrv_forbid_direct_io("memory that is hidden from the host's kernel "
                                "cannot be pinned", errp)) {
         return -ENOTSUP;
@@ -191,6 +226,7 @@ void kvm_protected_guest_make_private(void)
                      "which the guest is to find it: %s", strerror(-ret));
         exit(1);
     }
+    kvm_protected_guest_memory_given = kvm_protected_guest_in_hypervisor;
 }
 
 static bool kvm_protected_guest_read(int fd, void *buf, size_t len, off_t pos,
@@ -273,6 +309,7 @@ KvmProtectedGuestInfo *kvm_protected_guest_query(Error **errp)
 
     info = g_new0(KvmProtectedGuestInfo, 1);
     info->mode = kvm_protected_guest_mode;
+    info->host_kernel = kvm_protected_guest_in_hypervisor;
     info->latched = value[LATCHED] != 0;
     info->private_bytes = value[PRIVATE];
     info->shared_bytes = value[SHARED];

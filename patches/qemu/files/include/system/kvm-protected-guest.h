@@ -35,11 +35,15 @@ typedef struct KvmProtectedGuestState {
  * KvmProtectedGuestOps: what an architecture has of its own
  *
  * @get_state: find the state in an object
+ * @vm_type: the type of virtual machine that the host's hypervisor protects
+ *     from the host's kernel, if it has any, otherwise 0; %NULL if there are
+ *     no such hosts
  * @check_machine: called when the machine is complete, exits if there is
  *     something in it that cannot work
  */
 typedef struct KvmProtectedGuestOps {
     KvmProtectedGuestState *(*get_state)(Object *obj);
+    unsigned long (*vm_type)(KvmProtectedGuestState *state);
     void (*check_machine)(KvmProtectedGuestState *state);
 } KvmProtectedGuestOps;
 
@@ -70,6 +74,30 @@ void kvm_protected_guest_instance_init(Object *obj);
  * Returns: 0 on success, a negative errno value otherwise.
  */
 int kvm_protected_guest_init(KvmProtectedGuestMode mode, Error **errp);
+
+/**
+ * kvm_protected_guest_vm_type: find out what to ask KVM for
+ *
+ * Called before the virtual machine is created.
+ *
+ * Returns: what has to be added to the type of the virtual machine.
+ */
+unsigned long kvm_protected_guest_vm_type(void);
+
+/**
+ * kvm_protected_guest_host_kernel: is the guest protected from the kernel, too?
+ *
+ * A hypervisor below KVM has the memory then, all of which is convertible, and
+ * gives none of it back.
+ */
+bool kvm_protected_guest_host_kernel(void);
+
+/**
+ * kvm_protected_guest_is_resettable: can the memory be erased?
+ *
+ * Returns: false if a hypervisor has it.
+ */
+bool kvm_protected_guest_is_resettable(void);
 
 /**
  * kvm_protected_guest_wipe: erase the private memory of the guest

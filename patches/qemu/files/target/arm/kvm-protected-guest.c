@@ -11,6 +11,8 @@
  */
 
 #include "qemu/osdep.h"
+#include <linux/kvm.h>
+
 #include "qemu/error-report.h"
 #include "qapi/error.h"
 #include "qapi/visitor.h"
@@ -21,6 +23,7 @@
 #include "hw/resettable.h"
 #include "hw/virtio/virtio-mmio.h"
 #include "system/confidential-guest-support.h"
+#include "system/kvm.h"
 #include "system/kvm-protected-guest.h"
 #include "system/reset.h"
 #include "system/runstate.h"
@@ -101,6 +104,26 @@ static void kvm_protected_guest_reset_exit(Object *obj, ResetType type)
     kvm_protected_guest_vm_state(guest, runstate_is_running(), runstate_get());
 }
 
+/*
+ * With pKVM a hypervisor has the memory of virtual machines that are of this
+ * type.  There is no way to ask but to create one.
+ */
+static unsigned long kvm_protected_guest_arm_vm_type(KvmProtectedGuestState *s)
+{
+    /* kvm_state is set when there is a virtual machine. */
+    KVMState *kvm = KVM_STATE(current_machine->accelerator);
+    int fd;
+
+    do {
+        fd = kvm_ioctl(kvm, KVM_CREATE_VM, KVM_VM_TYPE_ARM_PROTECTED);
+    } while (fd == -EINTR);
+    if (fd < 0) {
+        return 0;
+    }
+    close(fd);
+    return KVM_VM_TYPE_ARM_PROTECTED;
+}
+
 static KvmProtectedGuestState *kvm_protected_guest_arm_state(Object *obj)
 {
     return &KVM_PROTECTED_GUEST(obj)->state;
@@ -157,6 +180,7 @@ static void kvm_protected_guest_set_dma_pool_size(Object *obj, Visitor *v,
 
 static const KvmProtectedGuestOps kvm_protected_guest_arm_ops = {
     .get_state = kvm_protected_guest_arm_state,
+    .vm_type = kvm_protected_guest_arm_vm_type,
     .check_machine = kvm_protected_guest_check_machine,
 };
 

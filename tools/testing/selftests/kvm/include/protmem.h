@@ -43,6 +43,8 @@
 /* Private and convertible: what a protected guest gets. */
 #define PROTMEM_CAPS		(KVM_PROTMEM_DIRECT_MAP | KVM_PROTMEM_USER | \
 				 KVM_PROTMEM_GUEST_CONVERT)
+/* The same where a hypervisor keeps the host's kernel out (arm64 with pKVM). */
+#define PROTMEM_CAPS_IN_PLACE	(PROTMEM_CAPS | KVM_PROTMEM_HOST_KERNEL)
 /* Private, but the guest's hypercall is not handled. */
 #define PROTMEM_CAPS_NO_CONVERT	(KVM_PROTMEM_DIRECT_MAP | KVM_PROTMEM_USER)
 /* Hidden from the kernel alone. */
@@ -60,6 +62,8 @@ struct protmem_cmd {
 	protmem_fn_t fn;
 	u64 arg[4];
 	u64 ret;
+	/* What the guest has to share first to be given anything; 0 is nothing. */
+	u64 share_gpa;
 	/* For a conversation while the guest runs. */
 	u64 go;
 	u64 stop;
@@ -135,10 +139,11 @@ void protmem_vm_free(struct protmem_vm *p);
 void protmem_vcpu_reset(struct protmem_vm *p, int cpu);
 
 /*
- * The architecture's part, in lib/.../protmem_arch.c: what is to be done before the
- * first vCPU, when one has been set up, how the guest says that the function it was
+ * The architecture's part, in lib/.../protmem_arch.c: the type of a VM with @caps,
+ * what is to be done before the first vCPU, when one has been set up, how the guest says that the function it was
  * given has returned, and how the host sees that.
  */
+unsigned long protmem_arch_vm_type(u64 caps);
 void protmem_arch_vm_prepare(struct protmem_vm *p);
 /* The protected slot, at the same virtual address; few page tables if it is big. */
 void protmem_arch_map(struct kvm_vm *vm, u64 gpa, u64 size);

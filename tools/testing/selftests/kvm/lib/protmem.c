@@ -61,6 +61,9 @@ int protmem_enable_cap(struct kvm_vm *vm, u64 caps, u64 exit_flags)
 
 static void guest_main(struct protmem_cmd *cmd)
 {
+	if (cmd->share_gpa)
+		GUEST_ASSERT(!guest_convert(cmd->share_gpa, PAGE_SIZE, PROTMEM_TO_SHARED, 0));
+
 	for (;;) {
 		cmd->ret = cmd->fn(cmd->arg[0], cmd->arg[1], cmd->arg[2],
 				   cmd->arg[3]);
@@ -103,8 +106,11 @@ void protmem_vm_create(struct protmem_vm *p, const struct protmem_opts *opts)
 
 	kvm_set_files_rlimit(p->nr_vcpus);
 
-	vm = opts->type ? vm_create_barebones_type(opts->type) : vm_create_barebones();
+	vm = vm_create_barebones_type(opts->type ?: protmem_arch_vm_type(p->caps));
 	p->vm = vm;
+	/* The guest has no memory then but what is its own. */
+	if (p->caps & KVM_PROTMEM_HOST_KERNEL)
+		vm->slot0_flags = PROTMEM_FLAGS;
 	if (p->caps) {
 		r = protmem_enable_cap(vm, p->caps, opts->exit_flags);
 		TEST_ASSERT(!r, "Enabling KVM_CAP_PROTECTED_MEMORY %#lx failed: %d",
@@ -142,6 +148,8 @@ void protmem_vm_create(struct protmem_vm *p, const struct protmem_opts *opts)
 		p->vcpu[i] = vm_vcpu_add(vm, i, guest_main);
 		p->cmd_gva[i] = vm_alloc_page(vm);
 		p->cmd[i] = addr_gva2hva(vm, p->cmd_gva[i]);
+		if (p->caps & KVM_PROTMEM_HOST_KERNEL)
+			p->cmd[i]->share_gpa = addr_gva2gpa(vm, p->cmd_gva[i]);
 		vcpu_args_set(p->vcpu[i], 1, p->cmd_gva[i]);
 		protmem_arch_vcpu_init(p, i, opts);
 	}

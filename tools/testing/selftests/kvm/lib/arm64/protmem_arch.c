@@ -10,6 +10,11 @@ bool protmem_tdp_is_on(void)
 	return true;
 }
 
+unsigned long protmem_arch_vm_type(u64 caps)
+{
+	return caps & KVM_PROTMEM_HOST_KERNEL ? KVM_VM_TYPE_ARM_PROTECTED : 0;
+}
+
 void protmem_arch_vm_prepare(struct protmem_vm *p)
 {
 }

@@ -14,6 +14,11 @@ bool protmem_tdp_is_on(void)
  * What a VMM does about CPUID: announce the hypercall, hide what protected VMs
  * don't have.  Bit 18 is KVM's to force or clear, whatever is asked for here.
  */
+unsigned long protmem_arch_vm_type(u64 caps)
+{
+	return VM_TYPE_DEFAULT;
+}
+
 void protmem_arch_vm_prepare(struct protmem_vm *p)
 {
 	struct kvm_cpuid2 *cpuid = (void *)kvm_get_supported_cpuid();
