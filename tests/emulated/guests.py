@@ -19,11 +19,14 @@ import time
 ARM64 = os.uname().machine == "aarch64"
 QEMU = "/repo/build/qemu-arm64/qemu-system-aarch64" if ARM64 else "/repo/build/qemu/qemu-system-x86_64"
 MACHINE = "virt,gic-version=3" if ARM64 else "q35"
-KERNEL = "/repo/build/kernel/guest-bzImage"
+KERNEL = "/repo/build/kernel/guest-arm64-Image" if ARM64 else "/repo/build/kernel/guest-bzImage"
+ROOT = "/repo/build/guest-arm64.ext4" if ARM64 else "/repo/build/guest.ext4"
+# Where a guest has its RAM; below 1 MiB there is more than RAM on x86.
+RAM, FIRST = (1 << 30, 0) if ARM64 else (0, 1 << 20)
 MEMORY = 256        # MiB of a guest
 # What a guest mounts and starts, and a root on its first disk.
 # tsc=nowatchdog: as in scripts/boot-host.
-APPEND = ("console=ttyS0 tsc=nowatchdog loglevel=4 panic=-1 nokaslr rw init=/sbin/guest-init "
+APPEND = (f"console={'ttyAMA0' if ARM64 else 'ttyS0'} tsc=nowatchdog loglevel=4 panic=-1 nokaslr rw init=/sbin/guest-init "
           "guest.run=stty,-echo;echo,console-ready;exec,sh,/dev/console ")
 
 
@@ -268,10 +271,10 @@ class Console(Machine):
         check(re.fullmatch("[0-9a-f-]{36}", marker), f"no marker: {marker}")
         return f"life-{marker}\n".encode()
 
-    def save(self, start=1 << 20, size=None):
-        """pmemsave, to the end of memory if no size is given: what it wrote, and its answer."""
+    def save(self, start=FIRST, size=None):
+        """pmemsave of RAM, to its end if no size is given: what it wrote, and its answer."""
         path = f"{self.dir}/memory"
-        answer = self.qmp("pmemsave", val=start, size=size or (self.memory << 20) - start, filename=path)
+        answer = self.qmp("pmemsave", val=RAM + start, size=size or (self.memory << 20) - start, filename=path)
         data = b""
         if os.path.exists(path):
             with open(path, "rb") as f:
@@ -308,7 +311,7 @@ class Guest(Console):
             name, "-smp 2 -gdb unix:gdb,server=on,wait=off",
             # The firmware waits, so that there is time to look at memory.
             "-boot menu=on,splash-time=3000",
-            "-drive file=/repo/build/guest.ext4,id=root,if=none,format=raw,snapshot=on",
+            f"-drive file={ROOT},id=root,if=none,format=raw,snapshot=on",
             f"-drive file={KERNEL},id=kernel,if=none,format=raw,readonly=on,file.locking=off",
             "-netdev user,id=user -device virtio-net-pci,netdev=user,romfile= -device virtio-rng-pci",
             disks, *args, **more)
