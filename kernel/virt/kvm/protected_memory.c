@@ -711,17 +711,21 @@ int kvm_protmem_create(struct inode *inode, struct kvm *kvm)
 	struct kvm_protmem_inode *pi;
 	struct unmapped_pool *pool;
 	unsigned int i;
+	u64 caps;
 
-	if (flags & GUEST_MEMFD_FLAG_NO_DIRECT_MAP) {
-		guard(mutex)(&kvm->lock);
-		if (!kvm_arch_protmem_can_hide(kvm))
-			return -EINVAL;
-		/* For what can't be added to such a VM later. */
-		kvm->protmem.unmaps = true;
-	} else if (!kvm_has_protected_memory(kvm) ||
-		   (flags & PROTMEM_GMEM_FLAGS) != PROTMEM_GMEM_FLAGS) {
-		return 0;
+	/* What is being enabled may still be refused. */
+	scoped_guard(mutex, &kvm->lock) {
+		caps = kvm->protmem.caps;
+		if (flags & GUEST_MEMFD_FLAG_NO_DIRECT_MAP) {
+			if (!kvm_arch_protmem_can_hide(kvm))
+				return -EINVAL;
+			/* For what can't be added to such a VM later. */
+			kvm->protmem.unmaps = true;
+		}
 	}
+	if (!(flags & GUEST_MEMFD_FLAG_NO_DIRECT_MAP) &&
+	    (!caps || (flags & PROTMEM_GMEM_FLAGS) != PROTMEM_GMEM_FLAGS))
+		return 0;
 
 	pi = kzalloc_obj(*pi, GFP_KERNEL_ACCOUNT);
 	if (!pi)
@@ -736,11 +740,10 @@ int kvm_protmem_create(struct inode *inode, struct kvm *kvm)
 	pi->inode = inode;
 	pi->kvm = kvm;
 	pi->pool = pool;
-	pi->in_place = kvm_protmem_in_place(kvm);
+	pi->in_place = caps & KVM_PROTMEM_HOST_KERNEL;
 	if (pi->in_place || (flags & GUEST_MEMFD_FLAG_NO_DIRECT_MAP))
 		protmem_set_hidden(pi, inode);
-	pi->may_hide = pi->hidden ||
-		       (kvm->protmem.caps & KVM_PROTMEM_HIDE_ONLY);
+	pi->may_hide = pi->hidden || (caps & KVM_PROTMEM_HIDE_ONLY);
 	xa_init_flags(&pi->pages, XA_FLAGS_ACCOUNT);
 	xa_init_flags(&pi->shared_at, XA_FLAGS_ACCOUNT);
 	mt_init_flags(&pi->state, MT_FLAGS_LOCK_EXTERN);

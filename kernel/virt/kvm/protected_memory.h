@@ -150,7 +150,7 @@ int kvm_protmem_convert_in_place(struct kvm_protmem_inode *pi, pgoff_t *pos,
 				 pgoff_t end, bool make_private,
 				 struct kvm_memory_slot *slot);
 int kvm_protmem_may_free_in_place(struct kvm_protmem_inode *pi, pgoff_t start,
-				  pgoff_t end, pgoff_t *first);
+				  pgoff_t *end);
 
 /* Without what calls them the two are never linked. */
 static inline bool kvm_protmem_converts_in_place(struct kvm_protmem_inode *pi)

@@ -496,7 +496,7 @@ static int protmem_drop_range(struct kvm_protmem_inode *pi, pgoff_t *pos,
 
 	r = kvm_protmem_may_drop(pi, start, end, pos);
 	if (!r && kvm_protmem_converts_in_place(pi))
-		r = kvm_protmem_may_free_in_place(pi, start, end, pos);
+		r = kvm_protmem_may_free_in_place(pi, start, &end);
 	if (r)
 		goto out;
 

@@ -46,25 +46,58 @@ static int protmem_store_in_place(struct kvm_protmem_inode *pi, pgoff_t start,
 	return r;
 }
 
-/* The guest has asked for @index, and waits. */
-static int protmem_complete(struct kvm_protmem_inode *pi, pgoff_t index,
-			    bool make_private)
+static int protmem_give(struct kvm_vcpu *vcpu, struct kvm_protmem_inode *pi,
+			pgoff_t index, gfn_t gfn)
 {
-	bool change = kvm_protmem_all_private(pi, index, index) != make_private;
-	int r = 0;
+	struct page *page = kvm_protmem_pool_page(pi, index);
 
-	if (!make_private) {
-		r = kvm_arch_protmem_complete(pi->kvm);
-		if (!r && change)
-			r = protmem_store_in_place(pi, index, index + 1, false);
-		return r;
+	if (IS_ERR(page))
+		return PTR_ERR(page);
+
+	return kvm_arch_protmem_give(vcpu, gfn, page_to_pfn(page), pi->inode);
+}
+
+/*
+ * The guest of the vCPU that runs has asked for @index to be shared.  What it has not
+ * touched yet the hypervisor gets now, before it can be asked; userspace's entry, if
+ * there is one, is made again afterwards.
+ */
+static int protmem_complete_share(struct kvm_protmem_inode *pi, pgoff_t index)
+{
+	bool private = kvm_protmem_all_private(pi, index, index);
+	gfn_t gfn = kvm_protmem_gfn(pi, index);
+	struct kvm *kvm = pi->kvm;
+	bool given;
+	int r;
+
+	given = kvm_arch_protmem_given(kvm, gfn);
+	if (!given) {
+		if (!private)
+			unmap_mapping_pages(pi->inode->i_mapping, index, 1, false);
+		r = protmem_give(kvm_get_running_vcpu(), pi, index, gfn);
+		if (r)
+			return r;
 	}
 
-	if (change)
-		r = protmem_store_in_place(pi, index, index + 1, true);
+	r = kvm_arch_protmem_complete(kvm);
 	if (!r)
-		r = kvm_arch_protmem_complete(pi->kvm);
+		return private ? protmem_store_in_place(pi, index, index + 1, false) : 0;
+
+	/* It is the guest's alone. */
+	if (!given && !private && protmem_store_in_place(pi, index, index + 1, true))
+		kvm_vm_dead(kvm);
 	return r;
+}
+
+/* The same for a page that is to be private again. */
+static int protmem_complete_unshare(struct kvm_protmem_inode *pi, pgoff_t index)
+{
+	int r = 0;
+
+	if (!kvm_protmem_all_private(pi, index, index))
+		r = protmem_store_in_place(pi, index, index + 1, true);
+
+	return r ?: kvm_arch_protmem_complete(pi->kvm);
 }
 
 /**
@@ -94,7 +127,8 @@ int kvm_protmem_convert_in_place(struct kvm_protmem_inode *pi, pgoff_t *pos,
 		if (slot->gmem.leaving)
 			return -EAGAIN;
 
-		r = protmem_complete(pi, start, make_private);
+		r = make_private ? protmem_complete_unshare(pi, start) :
+				   protmem_complete_share(pi, start);
 		if (!r)
 			*pos = start + 1;
 		return r;
@@ -115,32 +149,24 @@ int kvm_protmem_convert_in_place(struct kvm_protmem_inode *pi, pgoff_t *pos,
 }
 
 /*
- * May userspace drop what is in [@start, @end)?  Not once the guest has run: the
+ * May userspace drop what is in [@start, *@end)?  Not once the guest has run: the
  * hypervisor may have the pages, the shared ones, too.  The caller holds the
- * invalidate_lock exclusive.  Returns 0, or -EBUSY with *@first moved.
+ * invalidate_lock exclusive.  Returns 0, with *@end moved to the first page that is
+ * there; or -EBUSY if that is @start.
  */
 int kvm_protmem_may_free_in_place(struct kvm_protmem_inode *pi, pgoff_t start,
-				  pgoff_t end, pgoff_t *first)
+				  pgoff_t *end)
 {
 	unsigned long at = start;
 
-	if (!READ_ONCE(pi->kvm->protmem.latched) || start >= end ||
-	    !xa_find(&pi->pages, &at, end - 1, XA_PRESENT))
+	if (!READ_ONCE(pi->kvm->protmem.latched) || start >= *end ||
+	    !xa_find(&pi->pages, &at, *end - 1, XA_PRESENT))
 		return 0;
+	if (at == start)
+		return -EBUSY;
 
-	*first = at;
-	return -EBUSY;
-}
-
-static int protmem_give(struct kvm_vcpu *vcpu, struct kvm_protmem_inode *pi,
-			pgoff_t index, gfn_t gfn)
-{
-	struct page *page = kvm_protmem_pool_page(pi, index);
-
-	if (IS_ERR(page))
-		return PTR_ERR(page);
-
-	return kvm_arch_protmem_give(vcpu, gfn, page_to_pfn(page), pi->inode);
+	*end = at;
+	return 0;
 }
 
 /**

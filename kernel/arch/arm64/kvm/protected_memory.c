@@ -84,9 +84,12 @@ int kvm_arch_protmem_enable(struct kvm *kvm)
 
 	if (kvm_has_mte(kvm))
 		return -EINVAL;
-	/* EL2 has no parts of it to give. */
-	if (is_protected_kvm_enabled() && kvm->protmem.caps != PROTMEM_EL2_CAPS)
-		return -EINVAL;
+	if (is_protected_kvm_enabled()) {
+		/* EL2 has no parts of it to give, and the kernel is kept out in any case. */
+		kvm->protmem.caps |= KVM_PROTMEM_HOST_KERNEL;
+		if (kvm->protmem.caps != PROTMEM_EL2_CAPS)
+			return -EINVAL;
+	}
 	if (!kvm_protmem_guest_converts(kvm))
 		return 0;
 
@@ -102,22 +105,21 @@ int kvm_arch_protmem_enable(struct kvm *kvm)
 	return 0;
 }
 
+static int protmem_topup(struct kvm_vcpu *vcpu)
+{
+	return topup_hyp_memcache(&vcpu->arch.pkvm_memcache,
+				  kvm_mmu_cache_min_pages(vcpu->arch.hw_mmu)) ? -ENOMEM : 0;
+}
+
 /*
- * The guest of a VM that EL2 protects has touched @gfn, which EL2 has no page for, or
- * wants to share it.  The caller holds kvm->srcu.  Returns 0, or as
+ * The guest of a VM that EL2 protects has touched @gfn, which EL2 has no page for.
+ * The caller holds kvm->srcu.  Returns 0, or as
  * kvm_protmem_map_in_place() does.
  */
 int kvm_protmem_pkvm_abort(struct kvm_vcpu *vcpu, struct kvm_memory_slot *slot,
 			   gfn_t gfn)
 {
-	int r;
-
-	r = topup_hyp_memcache(&vcpu->arch.pkvm_memcache,
-			       kvm_mmu_cache_min_pages(vcpu->arch.hw_mmu));
-	if (r)
-		return -ENOMEM;
-
-	return kvm_protmem_map_in_place(vcpu, slot, gfn);
+	return protmem_topup(vcpu) ?: kvm_protmem_map_in_place(vcpu, slot, gfn);
 }
 
 bool kvm_arch_protmem_given(struct kvm *kvm, gfn_t gfn)
@@ -218,23 +220,18 @@ static void protmem_repeat_call(struct kvm_vcpu *vcpu)
 }
 
 /*
- * EL2 converts what it has: what is to be shared must be the guest's first.  Returns as
+ * EL2 may need page tables for a page that is to be shared, as the guest has to have it
+ * first.  There is no memory in a protected VM but what can be private.  Returns 0 or as
  * kvm_protmem_convert_range() does.
  */
 static int protmem_prepare_in_place(struct kvm_vcpu *vcpu, gfn_t gfn, bool private)
 {
-	struct kvm_memory_slot *slot;
-
 	if (!kvm_protmem_in_place(vcpu->kvm))
 		return 0;
-
-	slot = gfn_to_memslot(vcpu->kvm, gfn);
-	if (!slot)
+	if (!gfn_to_memslot(vcpu->kvm, gfn))
 		return -EINVAL;
-	if (slot->flags & KVM_MEMSLOT_INVALID)
-		return 1;
 
-	return private ? 0 : kvm_protmem_pkvm_abort(vcpu, slot, gfn);
+	return private ? 0 : protmem_topup(vcpu);
 }
 
 /**
@@ -261,6 +258,12 @@ int kvm_protmem_hypercall(struct kvm_vcpu *vcpu, u32 func_id)
 		return 1;
 	}
 
+	/* EL2 takes notice of HVCs only, and would do nothing. */
+	if (kvm_protmem_in_place(vcpu->kvm) &&
+	    kvm_vcpu_trap_get_class(vcpu) != ESR_ELx_EC_HVC64) {
+		smccc_set_retval(vcpu, SMCCC_RET_NOT_SUPPORTED, 0, 0, 0);
+		return 1;
+	}
 	/* Numbers of 64-bit calls; and a 32-bit guest's IT state could not be taken back. */
 	if (vcpu_mode_is_32bit(vcpu)) {
 		smccc_set_retval(vcpu, SMCCC_RET_NOT_SUPPORTED, 0, 0, 0);

@@ -51,7 +51,7 @@ FIXTURE_TEARDOWN(pkvm)
 TEST(capability)
 {
 	static const u64 parts[] = {
-		PROTMEM_CAPS, PROTMEM_CAPS_NO_CONVERT, PROTMEM_CAPS_HIDE,
+		PROTMEM_CAPS_NO_CONVERT, PROTMEM_CAPS_HIDE,
 		PROTMEM_CAPS_NO_CONVERT | KVM_PROTMEM_HOST_KERNEL,
 		PROTMEM_CAPS_IN_PLACE | KVM_PROTMEM_HIDE_ONLY,
 	};
@@ -75,6 +75,14 @@ TEST(capability)
 		EXPECT_EQ(-EINVAL, protmem_enable_cap(vm, parts[i], 0)) TH_LOG("%#lx", parts[i]);
 	EXPECT_EQ(0, protmem_enable_cap(vm, PROTMEM_CAPS_IN_PLACE, 0));
 	EXPECT_EQ(-EBUSY, protmem_enable_cap(vm, PROTMEM_CAPS_IN_PLACE, 0));
+	kvm_vm_free(vm);
+
+	/* As a VMM that doesn't know of the bit asks for it. */
+	vm = vm_create_barebones_type(KVM_VM_TYPE_ARM_PROTECTED);
+	EXPECT_EQ(0, protmem_enable_cap(vm, PROTMEM_CAPS, 0));
+	fd = vm_create_guest_memfd(vm, PAGE_SIZE, PROTMEM_GMEM_FLAGS);
+	EXPECT_EQ(-1, __vm_set_user_memory_region2(vm, 1, 0, GPA, PAGE_SIZE, NULL, fd, 0));
+	close(fd);
 	kvm_vm_free(vm);
 }
 
@@ -205,9 +213,17 @@ TEST_F(pkvm, bad_arguments)
 		for (j = 0; j < ARRAY_SIZE(elsewhere); j++)
 			EXPECT_EQ(INVALID, protmem_call(p, 0, guest_hvc, functions[i],
 							elsewhere[j]));
-		/* EL2 has not seen the guest ask. */
-		EXPECT_NE(0, protmem_call(p, 0, guest_smc, functions[i], GPA));
+		/* EL2 does not see the guest ask, and nothing changes. */
+		EXPECT_EQ((u64)SMCCC_RET_NOT_SUPPORTED,
+			  protmem_call(p, 0, guest_smc, functions[i], GPA));
+		EXPECT_FALSE(protmem_is_private(p, GPA));
+		EXPECT_EQ(0, protmem_try_write(protmem_hva(p, GPA), 1));
 	}
+	protmem_call(p, 0, guest_fill, GPA, PAGE_SIZE, SEED);
+	EXPECT_EQ((u64)SMCCC_RET_NOT_SUPPORTED,
+		  protmem_call(p, 0, guest_smc, PROTMEM_TO_SHARED, GPA));
+	EXPECT_TRUE(protmem_is_private(p, GPA));
+	EXPECT_EQ(0, protmem_call(p, 0, guest_check, GPA, PAGE_SIZE, SEED));
 }
 
 /* The guest runs: nothing of its memory comes back while it lives. */
@@ -232,6 +248,22 @@ TEST_F(pkvm, vmm_takes_nothing_back)
 	EXPECT_EQ(0, protmem_call(p, 0, guest_check, GPA, 2 * PAGE_SIZE, SEED));
 	EXPECT_EQ(PAGE_SIZE, protmem_mismatch(protmem_hva(p, GPA + PAGE_SIZE),
 					      GPA + PAGE_SIZE, PAGE_SIZE, SEED));
+}
+
+/* Dropping what is not there is done up to where there is something. */
+TEST_F(pkvm, busy_where_it_stopped)
+{
+	const u64 first = SZ_2M - PAGE_SIZE;
+	struct protmem_vm *p = &self->p;
+	u64 stopped = 0;
+
+	/* Nothing of the 2 MiB before it is populated. */
+	ASSERT_EQ(0, protmem_make_shared(p, GPA + SZ_2M, PAGE_SIZE));
+	EXPECT_EQ(-EBUSY, protmem_set_attr(p->gmem, first, 2 * PAGE_SIZE, PRIVATE, ZERO,
+					   &stopped));
+	EXPECT_EQ(SZ_2M, stopped);
+	EXPECT_TRUE(protmem_is_private(p, GPA + first));
+	EXPECT_FALSE(protmem_is_private(p, GPA + SZ_2M));
 }
 
 /* The VMM may give up what is shared; the guest gets it back by unsharing. */
