@@ -28,6 +28,7 @@
 #include <linux/vmalloc.h>
 
 #include <asm/sections.h>
+#include <asm/tlbflush.h>
 
 #include "../unmapped_pool.h"
 
@@ -551,7 +552,15 @@ static struct page *up_alloc_primed(struct mempolicy *pol, pgoff_t ilx, gfp_t gf
 	if (!args.page)
 		return NULL;
 
-	/* What vunmap() was lazy about would have all TLBs flushed later. */
+	/*
+	 * What has all TLBs flushed besides, and would hide that the pool does not: a
+	 * large entry that is split, and what vunmap() was lazy about.
+	 */
+	KUNIT_EXPECT_EQ(kunit_get_current_test(), 0,
+			set_direct_map_valid_noflush(args.page, args.nr, false));
+	KUNIT_EXPECT_EQ(kunit_get_current_test(), 0,
+			set_direct_map_valid_noflush(args.page, args.nr, true));
+	flush_tlb_all();
 	vm_unmap_aliases();
 
 	for_each_online_cpu(cpu) {
