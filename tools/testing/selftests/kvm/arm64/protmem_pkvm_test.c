@@ -311,18 +311,24 @@ static int lifecycle(struct __test_metadata *_metadata, bool close_first)
 	struct protmem_opts opts = { .caps = PROTMEM_CAPS_IN_PLACE };
 	struct protmem_vm p;
 	int r = 0;
+	s64 off;
 
 	protmem_vm_create(&p, &opts);
 	protmem_call(&p, 0, guest_fill, GPA, p.size, SEED);
 	EXPECT_EQ(0, protmem_make_shared(&p, GPA, 4 * PAGE_SIZE));
 	EXPECT_EQ(0, protmem_make_private(&p, GPA, 2 * PAGE_SIZE));
 	if (close_first) {
+		off = protmem_off_direct_map();
 		/* The mapping and the slot's own reference are all that is left. */
 		kvm_munmap(p.mem, p.size);
 		close(p.gmem);
 		p.gmem = -1;
 		p.mem = kvm_mmap(p.size, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1);
 		r = __vcpu_run(p.vcpu[0]) ? errno : 0;
+		/* They must not be given back, and scrubbed, before EL2 has done so. */
+		usleep(300000);
+		EXPECT_EQ(off, protmem_off_direct_map());
+		EXPECT_EQ(0, protmem_read_sysfs("quarantined_bytes"));
 	}
 	protmem_vm_free(&p);
 	return r;
