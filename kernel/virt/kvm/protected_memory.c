@@ -128,11 +128,12 @@ pgoff_t kvm_protmem_run_end(struct kvm_protmem_inode *pi, pgoff_t start,
 {
 	MA_STATE(mas, &pi->state, start, start);
 
-	*private = mas_walk(&mas);
-	if (!*private)
-		return protmem_find_private(pi, start, end);
+	*private = false;
+	if (!mas_find(&mas, end - 1))
+		return end;
 
-	return min(end, mas.last + 1);
+	*private = mas.index <= start;
+	return *private ? min(end, mas.last + 1) : mas.index;
 }
 
 /* The gfn that @index is bound to for good, or ~0ULL if it never was bound. */

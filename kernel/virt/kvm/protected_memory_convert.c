@@ -21,8 +21,10 @@
 struct protmem_batch {
 	unsigned int nr;
 	pgoff_t index[PROTMEM_BATCH];
-	struct page *page[PROTMEM_BATCH];
-	struct folio *folio[PROTMEM_BATCH];
+	union {
+		struct page *page[PROTMEM_BATCH];	/* private: of the pool */
+		struct folio *folio[PROTMEM_BATCH];	/* shared */
+	};
 };
 
 /*
@@ -242,9 +244,12 @@ static int protmem_make_private(struct kvm_protmem_inode *pi, pgoff_t *pos,
 
 		/*
 		 * A fault of userspace's that found the page shared has made
-		 * its entry by the time that we have the folio lock.
+		 * its entry by the time that we have the folio lock.  A dirty
+		 * entry that is going away counts as long as a TLB may have it
+		 * (tlb_delay_rmap()), so no write is lost by not looking.
 		 */
-		unmap_mapping_pages(mapping, now.index[i], 1, false);
+		if (folio_mapped(folio))
+			unmap_mapping_pages(mapping, now.index[i], 1, false);
 
 		r = folio_test_hwpoison(folio) ? -EHWPOISON : 0;
 		if (!r)
