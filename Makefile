@@ -77,10 +77,9 @@ demo:
 check-full:
 	@[ -z "$(arm64)" ] || { echo "error: those of arm64 are shards of this, too: make check-full SHARD=arm64 (and others: tests/shards)." >&2; exit 1; }
 	@scripts/check-full $(SHARD)
-## make bench        what it costs, beside its rivals, in instructions of an emulated CPU
+## make bench        what it costs, beside its rivals, in instructions of an emulated CPU (ARCH=arm64: there)
 bench:
-	$(x86_only)
-	@scripts/bench
+	@scripts/bench $(arm64)
 ## make mutate       show that each mutant of the code is killed by a test
 mutate:
 	$(x86_only)

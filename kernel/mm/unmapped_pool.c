@@ -61,10 +61,12 @@
  *				takes locks inside of it
  *
  *	locks of the owner	under which it allocates and gives back pages
- *	  pool->grow_lock	serializes the addition of blocks; memory is
- *				allocated under it.  What the architecture asks
- *				about these may take a lock (arm64:
- *				kvm_hyp_pgd_mutex)
+ *	  pool->grow_lock	nobody else adds a block without a home
+ *	  pool->home_lock[]	one by the range: nobody else adds a home block
+ *				for it.  Ranges apart grow at the same time.
+ *				Memory is allocated and cleared under one of
+ *				these two.  What the architecture asks about it
+ *				may take a lock (arm64: kvm_hyp_pgd_mutex)
  *	    pool->lock		all lists, block and page states of the pool
  *	      xa_lock		of unmapped_blocks
  *	      those of the	of set_direct_map_valid_noflush(), under which
@@ -88,6 +90,7 @@
 #include <kunit/static_stub.h>
 #include <kunit/visibility.h>
 #include <linux/cpuset.h>
+#include <linux/hash.h>
 #include <linux/highmem.h>
 #include <linux/kernel.h>
 #include <linux/kobject.h>
@@ -144,8 +147,10 @@ enum unmapped_phase {
 #define UNMAPPED_LARGE_BACKOFF	HZ
 /* And after the allocator had nothing on the node that the policy prefers. */
 #define UNMAPPED_NODE_BACKOFF	HZ
-/* How often others may be faster to take what a pool has just grown by. */
-#define UNMAPPED_MAX_TRIES	16
+/* For so many ranges at most a pool is given home blocks at the same time; 2^n. */
+#define UNMAPPED_HOME_LOCKS	16
+/* How often what a pool has just grown by may be of no use, as of the wrong node. */
+#define UNMAPPED_MAX_TRIES	3
 
 struct unmapped_block {
 	struct unmapped_pool	*pool;
@@ -170,10 +175,11 @@ struct unmapped_pool {
 	refcount_t		refs;
 	u64			owner_id;
 	struct mem_cgroup	*memcg;
-	struct mutex		grow_lock;	/* one at a time adds a block */
-	unsigned long		large_after;	/* jiffies; by grow_lock */
-	unsigned long		any_node_until;	/* jiffies; by grow_lock */
+	struct mutex		home_lock[UNMAPPED_HOME_LOCKS];
+	struct mutex		grow_lock;
+	unsigned long		large_after;	/* jiffies; a hint, by no lock */
 	struct mutex		lock;		/* everything from here to retry_work */
+	unsigned long		any_node_until;	/* jiffies */
 	bool			dead;		/* the creator's reference has gone */
 	unsigned long		nr_pages;	/* off the direct map */
 	unsigned int		nr_idle_blocks;
@@ -595,6 +601,8 @@ static void recheck_pool(struct unmapped_pool *pool, unsigned int max_blocks)
 
 static void free_pool(struct unmapped_pool *pool)
 {
+	unsigned int i;
+
 	spin_lock(&unmapped_pools_lock);
 	list_del(&pool->pools_node);
 	spin_unlock(&unmapped_pools_lock);
@@ -603,6 +611,8 @@ static void free_pool(struct unmapped_pool *pool)
 	mem_cgroup_put(pool->memcg);
 	mutex_destroy(&pool->lock);
 	mutex_destroy(&pool->grow_lock);
+	for (i = 0; i < UNMAPPED_HOME_LOCKS; i++)
+		mutex_destroy(&pool->home_lock[i]);
 	atomic_dec(&unmapped_nr_pools);
 	kfree_rcu(pool, rcu);
 }
@@ -700,13 +710,13 @@ static struct page *alloc_block_pages(struct unmapped_pool *pool, struct mempoli
 	/* One modest attempt at a large block, what there is, and then a page. */
 	*order = UNMAPPED_BLOCK_ORDER;
 	large_gfp = gfp | __GFP_NORETRY | __GFP_NOWARN;
-	if (time_before(jiffies, pool->large_after))
+	if (time_before(jiffies, READ_ONCE(pool->large_after)))
 		large_gfp &= ~__GFP_DIRECT_RECLAIM;
 	page = unmapped_alloc_order(pol, ilx, large_gfp, *order);
 	if (page)
 		return page;
 	if (large_gfp & __GFP_DIRECT_RECLAIM)
-		pool->large_after = jiffies + UNMAPPED_LARGE_BACKOFF;
+		WRITE_ONCE(pool->large_after, jiffies + UNMAPPED_LARGE_BACKOFF);
 	if (large)
 		return NULL;
 
@@ -720,7 +730,18 @@ static struct page *alloc_block_pages(struct unmapped_pool *pool, struct mempoli
 	return unmapped_alloc_order(pol, ilx, gfp, 0);
 }
 
-/* Add a block; one of full size for the range of @gfn unless that is NO_HOME. */
+static struct mutex *home_lock(struct unmapped_pool *pool, u64 gfn)
+{
+	/* vCPUs that go through their parts of the memory in step should not meet. */
+	return &pool->home_lock[hash_64(gfn >> UNMAPPED_BLOCK_ORDER,
+					ilog2(UNMAPPED_HOME_LOCKS))];
+}
+
+/*
+ * Add a block; one of full size for the range of @gfn unless that is NO_HOME.
+ * Returns with pool->lock held, error or not, so that nobody is faster to take
+ * from the block than who has added it.
+ */
 static int grow_pool(struct unmapped_pool *pool, u64 gfn, struct mempolicy *pol,
 		     pgoff_t ilx, gfp_t gfp)
 {
@@ -731,7 +752,7 @@ static int grow_pool(struct unmapped_pool *pool, u64 gfn, struct mempolicy *pol,
 	struct page *page;
 	int ret;
 
-	lockdep_assert_held(&pool->grow_lock);
+	lockdep_assert_held(home ? home_lock(pool, gfn) : &pool->grow_lock);
 
 	old_memcg = set_active_memcg(pool->memcg);
 	page = alloc_block_pages(pool, pol, ilx, gfp, home, &order);
@@ -786,7 +807,6 @@ static int grow_pool(struct unmapped_pool *pool, u64 gfn, struct mempolicy *pol,
 	block_end(b);
 	if (ret)
 		release_block(b);
-	mutex_unlock(&pool->lock);
 
 	return ret;
 
@@ -794,6 +814,7 @@ err:
 	kfree(b);
 	if (page)
 		__free_contig_range(page_to_pfn(page), 1UL << order);
+	mutex_lock(&pool->lock);
 	return ret;
 }
 
@@ -942,19 +963,83 @@ static struct page *try_alloc_any(struct unmapped_pool *pool, pgoff_t index,
 	return NULL;
 }
 
-/* After an attempt to grow the pool, which has ended with @ret. */
+/* After an attempt to grow the pool, which has ended with @ret; under pool->lock. */
 static struct page *alloc_grown(struct unmapped_pool *pool, u64 gfn, pgoff_t index,
 				struct mempolicy *pol, int ret)
 {
 	struct page *page;
 
-	guard(mutex)(&pool->lock);
+	lockdep_assert_held(&pool->lock);
+
 	page = try_alloc(pool, gfn, index, false, pol);
 	if (page)
 		return page;
 	page = try_alloc_any(pool, index, pol);
 	if (page && !ret)
 		pool->any_node_until = jiffies + UNMAPPED_NODE_BACKOFF;
+	return page;
+}
+
+/* Adds a home block for @gfn if there is none; *@ret, if it tried to, tells how that went. */
+static struct page *alloc_new_home(struct unmapped_pool *pool, u64 gfn, pgoff_t index,
+				   struct mempolicy *pol, pgoff_t ilx, gfp_t gfp, int *ret)
+{
+	struct page *page;
+
+	guard(mutex)(home_lock(pool, gfn));
+
+	mutex_lock(&pool->lock);
+	/* Someone else may have added it. */
+	page = try_alloc(pool, gfn, index, true, pol);
+	if (!page && !find_home(pool, gfn)) {
+		mutex_unlock(&pool->lock);
+		*ret = grow_pool(pool, gfn, pol, ilx, gfp);
+		if (!*ret)
+			page = alloc_grown(pool, gfn, index, pol, 0);
+	}
+	mutex_unlock(&pool->lock);
+
+	return page;
+}
+
+/* No home, so before the pool grows any page will do.  *@ret: if it did grow. */
+static struct page *alloc_new(struct unmapped_pool *pool, u64 gfn, pgoff_t index,
+			      struct mempolicy *pol, pgoff_t ilx, gfp_t gfp, int *ret)
+{
+	struct page *page;
+	unsigned int i;
+
+	guard(mutex)(&pool->grow_lock);
+
+	mutex_lock(&pool->lock);
+	page = try_alloc(pool, gfn, index, false, pol);
+	/* Or each page would cost a block of the wrong node. */
+	if (!page && time_before(jiffies, pool->any_node_until))
+		page = take_free_page(pool, index, pol, false);
+	if (!page) {
+		mutex_unlock(&pool->lock);
+		/* Before someone is killed for it there are the reserved pages. */
+		*ret = grow_pool(pool, UNMAPPED_NO_HOME, pol, ilx,
+				 gfp | __GFP_NORETRY | __GFP_NOWARN);
+		page = alloc_grown(pool, gfn, index, pol, *ret);
+	}
+	if (!page && *ret) {
+		mutex_unlock(&pool->lock);
+		/* What others have got by now comes with reserved pages, too. */
+		for (i = 0; i < UNMAPPED_HOME_LOCKS; i++) {
+			mutex_lock(&pool->home_lock[i]);
+			mutex_unlock(&pool->home_lock[i]);
+		}
+		mutex_lock(&pool->lock);
+		page = alloc_grown(pool, gfn, index, pol, *ret);
+	}
+	if (!page && *ret) {
+		mutex_unlock(&pool->lock);
+		*ret = grow_pool(pool, UNMAPPED_NO_HOME, pol, ilx, gfp);
+		page = alloc_grown(pool, gfn, index, pol, *ret);
+	}
+	mutex_unlock(&pool->lock);
+
 	return page;
 }
 
@@ -1000,41 +1085,15 @@ struct page *unmapped_pool_alloc(struct unmapped_pool *pool, u64 gfn, pgoff_t in
 	if (page)
 		return page;
 
-	guard(mutex)(&pool->grow_lock);
-again:
-	/* Someone else may have added a block, even the one for this gfn. */
-	mutex_lock(&pool->lock);
-	page = try_alloc(pool, gfn, index, whole, pol);
-	whole = whole && !find_home(pool, gfn);
-	mutex_unlock(&pool->lock);
-	if (page)
-		return page;
-
-	ret = whole ? grow_pool(pool, gfn, pol, ilx, gfp) : -ENOENT;
-	if (ret) {
-		/* No home, so before the pool grows any page will do. */
-		mutex_lock(&pool->lock);
-		page = try_alloc(pool, gfn, index, false, pol);
-		/* Or each page would cost a block of the wrong node. */
-		if (!page && time_before(jiffies, pool->any_node_until))
-			page = take_free_page(pool, index, pol, false);
-		mutex_unlock(&pool->lock);
-		if (page)
-			return page;
-		/* Before someone is killed for it there are the reserved pages. */
-		ret = grow_pool(pool, UNMAPPED_NO_HOME, pol, ilx,
-				gfp | __GFP_NORETRY | __GFP_NOWARN);
-	}
-	page = alloc_grown(pool, gfn, index, pol, ret);
-	if (!page && ret) {
-		ret = grow_pool(pool, UNMAPPED_NO_HOME, pol, ilx, gfp);
-		page = alloc_grown(pool, gfn, index, pol, ret);
-	}
-
-	/* Others, who need no grow_lock, or the shrinker have taken it. */
-	if (!page && !ret && !fatal_signal_pending(current) &&
-	    ++tries < UNMAPPED_MAX_TRIES)
-		goto again;
+	do {
+		ret = -ENOENT;
+		if (whole)
+			page = alloc_new_home(pool, gfn, index, pol, ilx, gfp, &ret);
+		if (!page && ret)
+			page = alloc_new(pool, gfn, index, pol, ilx, gfp, &ret);
+		/* If there is none now, what was added is poisoned, or not for @pol. */
+	} while (!page && !ret && !fatal_signal_pending(current) &&
+		 ++tries < UNMAPPED_MAX_TRIES);
 
 	return page ?: ERR_PTR(ret ?: -ENOMEM);
 }
@@ -1074,17 +1133,16 @@ struct page *unmapped_pool_alloc_home(struct unmapped_pool *pool, u64 gfn,
 	b = whole ? get_home(pool, gfn, pol) : find_home(pool, gfn);
 	if (!b && whole) {
 		mutex_unlock(&pool->lock);
-		mutex_lock(&pool->grow_lock);
+		mutex_lock(home_lock(pool, gfn));
 		mutex_lock(&pool->lock);
 		b = get_home(pool, gfn, pol);
 		if (!b) {
 			mutex_unlock(&pool->lock);
 			grow_pool(pool, gfn, pol, ilx, gfp);
-			mutex_lock(&pool->lock);
-			/* None if that failed, or if the shrinker was faster. */
+			/* None if that failed, or some of it is poisoned. */
 			b = find_home(pool, gfn);
 		}
-		mutex_unlock(&pool->grow_lock);
+		mutex_unlock(home_lock(pool, gfn));
 	}
 	if (IS_ERR_OR_NULL(b)) {
 		mutex_unlock(&pool->lock);
@@ -1290,6 +1348,7 @@ struct unmapped_pool *unmapped_pool_create(u64 owner_id,
 					   void *priv)
 {
 	struct unmapped_pool *pool;
+	unsigned int i;
 	int ret;
 
 	if (!unmapped_pool_supported(NULL))
@@ -1316,6 +1375,8 @@ struct unmapped_pool *unmapped_pool_create(u64 owner_id,
 	pool->large_after = jiffies;
 	pool->any_node_until = jiffies;
 	pool->memcg = get_mem_cgroup_from_current();
+	for (i = 0; i < UNMAPPED_HOME_LOCKS; i++)
+		mutex_init(&pool->home_lock[i]);
 	mutex_init(&pool->grow_lock);
 	mutex_init(&pool->lock);
 	INIT_LIST_HEAD(&pool->blocks);

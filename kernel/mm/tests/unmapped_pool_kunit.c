@@ -55,6 +55,11 @@ struct up_test {
 	struct page		*primed;	/* up_alloc_primed() */
 	unsigned int		primed_order;
 
+	atomic_t		nr_allocs;	/* up_alloc_in_turn() */
+	struct completion	first_came;
+	struct completion	second_has;
+	bool			waited;
+
 	pgoff_t			mf_index;
 	struct page		*mf_page;
 	unsigned int		mf_calls;
@@ -1176,6 +1181,7 @@ struct up_worker {
 	struct up_test		*t;
 	unsigned int		id;
 	unsigned long		errors;
+	struct page		*page;		/* up_alloc_other() */
 	struct completion	done;
 };
 
@@ -1255,11 +1261,105 @@ static void up_test_stress(struct kunit *test)
 	up_run_stress(test);
 }
 
-/* Blocks of a page, so that others want what one has just added, and the shrinker. */
+/* Blocks of a page: all the time one is added, and one gone. */
 static void up_test_stress_small(struct kunit *test)
 {
 	kunit_activate_static_stub(test, unmapped_alloc_order, up_alloc_limited);
 	up_run_stress(test);
+}
+
+/* The first one who wants memory gets it when the second has what it came for. */
+static struct page *up_alloc_in_turn(struct mempolicy *pol, pgoff_t ilx, gfp_t gfp,
+				     unsigned int order)
+{
+	struct up_test *t = kunit_get_current_test()->priv;
+
+	if (atomic_fetch_inc(&t->nr_allocs) == 0) {
+		complete(&t->first_came);
+		t->waited = !wait_for_completion_timeout(&t->second_has, 20 * HZ);
+	}
+	return up_alloc_limited(pol, ilx, gfp, order);
+}
+
+static struct page *up_alloc_block(struct up_test *t, u64 gfn)
+{
+	DECLARE_BITMAP(taken, BLOCK_PAGES);
+
+	bitmap_fill(taken, BLOCK_PAGES);
+	return unmapped_pool_alloc_home(t->pool, gfn, 0, NULL, 0, GFP_KERNEL, taken);
+}
+
+static int up_alloc_other(void *data)
+{
+	struct up_worker *w = data;
+
+	current->kunit_test = w->test;
+	w->page = unmapped_pool_alloc(w->t->pool, GFN(0), 0, true, NULL, 0, GFP_KERNEL);
+	current->kunit_test = NULL;
+	complete(&w->done);
+	return 0;
+}
+
+/*
+ * Who adds a block for a range does not wait for who adds one for another, or for
+ * none; and finds what someone else has added for the same range.
+ */
+static void up_test_grow_apart(struct kunit *test)
+{
+	struct page *page, *block, *same = NULL;
+	struct up_test *t = test->priv;
+	struct up_worker *w;
+	unsigned int i;
+	u64 bytes;
+
+	w = kunit_kcalloc(test, 2, sizeof(*w), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, w);
+	t->max_order = UNMAPPED_BLOCK_ORDER;
+	init_completion(&t->first_came);
+	init_completion(&t->second_has);
+	for (i = 0; i < 2; i++) {
+		w[i].test = test;
+		w[i].t = t;
+		init_completion(&w[i].done);
+	}
+
+	kunit_activate_static_stub(test, unmapped_alloc_order, up_alloc_in_turn);
+	/* Nothing may end the test as long as one of these runs. */
+	w[0].task = kthread_run(up_alloc_other, &w[0], "up_alloc_other");
+	if (IS_ERR(w[0].task)) {
+		kunit_deactivate_static_stub(test, unmapped_alloc_order);
+		KUNIT_FAIL_AND_ABORT(test, "no kthread");
+	}
+	wait_for_completion(&t->first_came);
+	w[1].task = kthread_run(up_alloc_other, &w[1], "up_alloc_other");
+	block = up_alloc_block(t, GFN(1));
+	page = unmapped_pool_alloc(t->pool, GFN(2), 0, false, NULL, 0, GFP_KERNEL);
+	complete(&t->second_has);
+	wait_for_completion(&w[0].done);
+	if (!IS_ERR(w[1].task)) {
+		wait_for_completion(&w[1].done);
+		same = w[1].page;
+	}
+	kunit_deactivate_static_stub(test, unmapped_alloc_order);
+	bytes = up_bytes(test);
+
+	KUNIT_EXPECT_FALSE(test, t->waited);
+	KUNIT_EXPECT_FALSE(test, IS_ERR(page));
+	KUNIT_EXPECT_FALSE(test, IS_ERR_OR_NULL(w[0].page));
+	KUNIT_EXPECT_FALSE(test, IS_ERR_OR_NULL(same));
+	if (!IS_ERR(page))
+		unmapped_pool_free(t->pool, page);
+	if (!IS_ERR_OR_NULL(w[0].page))
+		unmapped_pool_free(t->pool, w[0].page);
+	if (!IS_ERR_OR_NULL(same))
+		unmapped_pool_free(t->pool, same);
+	for (i = 0; block && i < BLOCK_PAGES; i++)
+		unmapped_pool_free(t->pool, block + i);
+	up_put_and_expect_nothing(test);
+	if (!block || t->last_order != UNMAPPED_BLOCK_ORDER)
+		kunit_skip(test, "needs three blocks of full size");
+	KUNIT_EXPECT_EQ(test, bytes, 3 * BLOCK_PAGES * PAGE_SIZE);
+	KUNIT_EXPECT_EQ(test, atomic_read(&t->nr_allocs), 3);
 }
 
 static struct kunit_case up_cases[] = {
@@ -1292,6 +1392,7 @@ static struct kunit_case up_cases[] = {
 	KUNIT_CASE_SLOW(up_test_zap_fails),
 	KUNIT_CASE_SLOW(up_test_restore_fails),
 	KUNIT_CASE(up_test_shrink),
+	KUNIT_CASE(up_test_grow_apart),
 	KUNIT_CASE_SLOW(up_test_stress),
 	KUNIT_CASE_SLOW(up_test_stress_small),
 #ifdef CONFIG_MEMORY_FAILURE

@@ -37,7 +37,7 @@
  *	        mmap_lock		a fault of userspace's
  *	          invalidate_lock	of the inode
  *	            fill_lock		of a block of the inode
- *	              pool->grow_lock	see mm/unmapped_pool.c
+ *	              pool->grow_lock, pool->home_lock[]: see mm/unmapped_pool.c
  *	                pool->lock
  *	            folio lock, then i_mmap_rwsem
  *	            kvm->mmu_lock
@@ -56,6 +56,7 @@
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/file.h>
+#include <linux/hash.h>
 #include <linux/kvm_host.h>
 #include <linux/pagemap.h>
 #include <linux/sched/signal.h>
@@ -375,8 +376,8 @@ static void protmem_fill_block(struct kvm_protmem_inode *pi, pgoff_t index,
 	gfn = ALIGN_DOWN(gfn, PROTMEM_BLOCK_PAGES);
 
 	/* Two vCPUs that fault at once: the second finds what the first did. */
-	guard(mutex)(&pi->fill_lock[(gfn >> UNMAPPED_BLOCK_ORDER) %
-				    ARRAY_SIZE(pi->fill_lock)]);
+	guard(mutex)(&pi->fill_lock[hash_64(gfn >> UNMAPPED_BLOCK_ORDER,
+					    ilog2(ARRAY_SIZE(pi->fill_lock)))]);
 	if (xa_load(&pi->pages, index))
 		return;
 

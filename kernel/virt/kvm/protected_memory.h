@@ -41,7 +41,7 @@
  *	KVM knows the states, too, and pages stay where they are when theirs changes
  *	(protected_memory_in_place.c); fixed when the inode is made.
  * @nr_pool: how many pages @pages has.
- * @fill_lock: held by who populates a block as a whole, one of them by its gfn;
+ * @fill_lock: held by who populates a block as a whole, one of 2^n by its gfn;
  *	nothing is protected by it, but none is to fill what another one does.
  * @acct_lock: protects @acct_bytes, innermost.
  * @acct_bytes: what of @pool the statistics of @kvm contain.
@@ -67,7 +67,7 @@ struct kvm_protmem_inode {
 	bool hidden;
 	bool may_hide;
 	bool in_place;
-	struct mutex fill_lock[8];
+	struct mutex fill_lock[16];
 	atomic_long_t nr_pool;
 	spinlock_t acct_lock;	/* acct_bytes */
 	u64 acct_bytes;

@@ -5,10 +5,10 @@
  * conversions of a VM of type KVM_X86_SW_PROTECTED_VM.
  *
  * Prints lines of MEASURE RIVAL VALUE UNIT, separated by tabs.  "cycles" are what
- * the TSC counts from the first to the last CPU: on an emulated CPU that counts
- * instructions these are the instructions of all CPUs together, and the time in
- * which all of them wait for a timer.  Nothing here passes or fails for being fast
- * or slow.
+ * the TSC counts from the first to the last CPU, or nanoseconds on arm64: on an
+ * emulated CPU that counts instructions, one a nanosecond, both are the instructions
+ * of all CPUs together, and the time in which all of them wait for a timer.  Nothing
+ * here passes or fails for being fast or slow.
  */
 #include <fcntl.h>
 #include <getopt.h>
@@ -17,10 +17,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <linux/falloc.h>
-#include <linux/kvm_para.h>
 
 #include "kvm_syscalls.h"
 #include "protmem.h"
@@ -59,10 +60,41 @@ static void result(const char *measure, const char *rival, double value, const c
 	fflush(stdout);
 }
 
+#ifdef __aarch64__
+static u64 now(void)
+{
+	u64 count, hz;
+
+	asm volatile("isb\n\tmrs %0, cntvct_el0" : "=r"(count) : : "memory");
+	asm volatile("mrs %0, cntfrq_el0" : "=r"(hz));
+	return (__uint128_t)count * NSEC_PER_SEC / hz;
+}
+
+/* By the instruction that the kernel uses for it, and so below. */
+static void clear_page(void *page)
+{
+	u64 dczid, size;
+	void *p;
+
+	asm volatile("mrs %0, dczid_el0" : "=r"(dczid));
+	TEST_ASSERT(!(dczid & BIT(4)), "no DC ZVA");
+	size = 4 << (dczid & 0xf);
+	for (p = page; p < page + PAGE_SIZE; p += size)
+		asm volatile("dc zva, %0" : : "r"(p) : "memory");
+}
+#else
 static u64 now(void)
 {
 	return rdtsc();
 }
+
+static void clear_page(void *page)
+{
+	u64 count = PAGE_SIZE / 8;
+
+	asm volatile("rep stosq" : "+c"(count), "+D"(page) : "a"(0) : "memory");
+}
+#endif
 
 /* Allocations of more than a page fail for this thread, if it can be had. */
 static int small_pages_only(bool on)
@@ -121,20 +153,16 @@ static u64 file_number(const char *path, const char *key)
 	return n;
 }
 
-/* What clearing a page takes, by the instruction that the kernel uses for it. */
 static u64 clear_page_cycles(void)
 {
 	static u8 page[PAGE_SIZE] __aligned(PAGE_SIZE);
 	u64 start, n = 1000, i;
 
 	for (start = 0, i = 0; i <= n; i++) {
-		u64 count = PAGE_SIZE / 8;
-		void *p = page;
-
 		/* The first time it has to be faulted in. */
 		if (i == 1)
 			start = now();
-		asm volatile("rep stosq" : "+c"(count), "+D"(p) : "a"(0) : "memory");
+		clear_page(page);
 	}
 	return (now() - start) / n;
 }
@@ -251,7 +279,7 @@ static void first_touch(void)
 	struct protmem_vm p;
 	enum backing b;
 
-	result("clear_page", "rep stosq", clear_page_cycles(), "cycles/page");
+	result("clear_page", "alone", clear_page_cycles(), "cycles/page");
 	for (b = 0; b < NR_BACKINGS; b++) {
 		if (!can_have(b))
 			continue;
@@ -263,13 +291,91 @@ static void first_touch(void)
 		result("first_touch_ipi", backing_names[b], (double)flushes * BLOCK / opt_size,
 		       "IPIs/2 MiB");
 		/* That it is what it is called. */
-		large = vm_get_stat(p.vm, pages_2m);
+		large = protmem_arch_nr_large(p.vm);
 		if (b == PRIVATE_4K || b == PRIVATE_BY_PAGE)
 			TEST_ASSERT_EQ(large, 0);
 		if (b == PRIVATE_2M || b == HIDDEN_2M)
 			TEST_ASSERT(large >= opt_size / BLOCK - 2, "only %lu large mappings", large);
 		result("first_touch_2m", backing_names[b], large, "entries");
 		protmem_vm_free(&p);
+	}
+}
+
+/*
+ * No guest can have memory of memfd_secret(2): KVM does not get at its pages.  So it
+ * is beside what a VMM touches of its own.
+ */
+struct part {
+	pthread_barrier_t *barrier;
+	u8 *mem;
+	u64 size;
+};
+
+static void *touch_part(void *arg)
+{
+	struct part *part = arg;
+	u64 off;
+
+	pthread_barrier_wait(part->barrier);
+	for (off = 0; off < part->size; off += PAGE_SIZE)
+		WRITE_ONCE(*(u64 *)(part->mem + off), off);
+	return NULL;
+}
+
+static void host_touch(void)
+{
+	static const char * const names[] = { "anonymous memory, 4 KiB", "memfd_secret" };
+	const struct rlimit limit = { RLIM_INFINITY, RLIM_INFINITY };
+	u64 start, size, flushes;
+	pthread_t t[PROTMEM_MAX_VCPUS];
+	struct part part[PROTMEM_MAX_VCPUS];
+	pthread_barrier_t barrier;
+	int i, k, fd;
+	u8 *mem;
+
+	/* All of it is locked, and page by page it takes long. */
+	size = opt_size / 4;
+	for (i = 0; i < ARRAY_SIZE(names); i++) {
+		fd = -1;
+		if (i) {
+			TEST_ASSERT_EQ(setrlimit(RLIMIT_MEMLOCK, &limit), 0);
+			fd = syscall(__NR_memfd_secret, 0);
+			if (fd < 0) {
+				fprintf(stderr, "not measured: memfd_secret: %s; it needs CONFIG_SECRETMEM\n",
+					strerror(errno));
+				return;
+			}
+			TEST_ASSERT_EQ(ftruncate(fd, size), 0);
+		}
+		mem = kvm_mmap(size, PROT_READ | PROT_WRITE,
+			       i ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS, fd);
+		if (!i)
+			TEST_ASSERT_EQ(madvise(mem, size, MADV_NOHUGEPAGE), 0);
+
+		pthread_barrier_init(&barrier, NULL, opt_vcpus + 1);
+		for (k = 0; k < opt_vcpus; k++) {
+			part[k] = (struct part) {
+				&barrier, mem + k * (size / opt_vcpus), size / opt_vcpus
+			};
+			kvm_pthread_create(&t[k], NULL, touch_part, &part[k]);
+		}
+		flushes = cross_calls();
+		start = now();
+		pthread_barrier_wait(&barrier);
+		for (k = 0; k < opt_vcpus; k++)
+			kvm_pthread_join(t[k], NULL);
+		result("host_touch", names[i], (double)(now() - start) / (size / PAGE_SIZE),
+		       "cycles/page");
+		flushes = cross_calls() - flushes;
+		result("host_touch_ipi", names[i], (double)flushes * BLOCK / size, "IPIs/2 MiB");
+		pthread_barrier_destroy(&barrier);
+
+		start = now();
+		kvm_munmap(mem, size);
+		if (fd >= 0)
+			close(fd);
+		result("host_teardown", names[i], (double)(now() - start) / (size / PAGE_SIZE),
+		       "cycles/page");
 	}
 }
 
@@ -292,22 +398,92 @@ static void scale(void)
 	}
 }
 
+/*
+ * How long CPUs wait for locks, by tracepoints: what the kernel's lock statistics
+ * count, without what those cost.  This is time, and means something only where CPUs
+ * run at the same time, i.e. not where instructions are counted.
+ */
+static void lock_waits(void)
+{
+	static const enum backing backings[] = { ANON_4K, GMEM, PRIVATE_2M, PRIVATE_4K };
+	struct waiting { u64 lock, since; } *waiting, *w;
+	const int nr_waiting = 1 << 16;
+	struct protmem_vm p;
+	u64 time, lock, sum, nr;
+	char line[512], *s, *cpu;
+	enum backing b;
+	FILE *f;
+	int i, r;
+
+	if (protmem_write_file("/sys/kernel/tracing/trace_clock", "mono") ||
+	    protmem_write_file("/sys/kernel/tracing/buffer_size_kb", "16384")) {
+		fprintf(stderr, "not measured: lock_waits: it needs tracefs\n");
+		return;
+	}
+	for (i = 0; i < ARRAY_SIZE(backings); i++) {
+		b = backings[i];
+		create(&p, b, opt_size, opt_vcpus);
+		r = protmem_trace_start("lock");
+		TEST_ASSERT(!r, "no tracepoints of locks: %d", r);
+		touch_all(&p, opt_size, false);
+		protmem_trace_stop("lock");
+		protmem_vm_free(&p);
+
+		/* By process; no array, as all of the program is in the guest, too. */
+		waiting = calloc(nr_waiting, sizeof(*waiting));
+		TEST_ASSERT(waiting, "no memory");
+		sum = nr = 0;
+		f = fopen(PROTMEM_TRACE, "r");
+		TEST_ASSERT(f, "no " PROTMEM_TRACE);
+		while (fgets(line, sizeof(line), f)) {
+			/* COMM-PID [CPU] FLAGS SECONDS: contention_begin: LOCK (...) */
+			TEST_ASSERT(!strstr(line, "LOST"), "The trace is not whole: %s", line);
+			s = strstr(line, ": contention_");
+			cpu = strstr(line, " [");
+			if (line[0] == '#' || !s || !cpu)
+				continue;
+			*s = 0;
+			time = atof(strrchr(line, ' ') + 1) * NSEC_PER_SEC;
+			lock = strtoull(strstr(s + 1, ": ") + 2, NULL, 16);
+			while (cpu > line && cpu[-1] == ' ')
+				cpu--;
+			*cpu = 0;
+			w = &waiting[atoi(strrchr(line, '-') + 1) % nr_waiting];
+			if (s[strlen(": contention_")] == 'b') {
+				/* A mutex says so again when it stops to spin. */
+				if (w->lock != lock)
+					w->since = time;
+				w->lock = lock;
+			} else if (w->lock == lock) {
+				sum += time - w->since;
+				w->lock = 0;
+				nr++;
+			}
+		}
+		fclose(f);
+		free(waiting);
+		result("lock_waits", backing_names[b], nr, "waits");
+		result("lock_wait_time", backing_names[b], (double)sum / (opt_size / PAGE_SIZE), "ns/page");
+	}
+}
+
 /* A page with contents goes back and forth, and is used in between. */
 static u64 guest_swing(u64 gpa, u64 n, u64 c, u64 d)
 {
 	u64 i;
 
 	for (i = 0; i < n; i++) {
-		if (guest_convert(gpa, PAGE_SIZE, KVM_MAP_GPA_RANGE_DECRYPTED, 0))
+		if (guest_convert(gpa, PAGE_SIZE, PROTMEM_TO_SHARED, 0))
 			return 1;
 		WRITE_ONCE(*(u64 *)gpa, i);
-		if (guest_convert(gpa, PAGE_SIZE, KVM_MAP_GPA_RANGE_ENCRYPTED, 0))
+		if (guest_convert(gpa, PAGE_SIZE, PROTMEM_TO_PRIVATE, 0))
 			return 1;
 		WRITE_ONCE(*(u64 *)gpa, i);
 	}
 	return 0;
 }
 
+#ifdef __x86_64__
 /* What a VMM does for a VM whose private memory is another file. */
 static void swing_by_vmm(struct protmem_vm *p)
 {
@@ -346,6 +522,35 @@ static void create_sw_protected(struct protmem_vm *p, u64 size)
 	vm_set_memory_attributes(p->vm, GPA, size, KVM_MEMORY_ATTRIBUTE_PRIVATE);
 }
 
+static void convert_sw_protected(u64 n)
+{
+	struct protmem_vm p;
+	u64 start;
+	int i;
+
+	if (!(kvm_check_cap(KVM_CAP_VM_TYPES) & BIT(KVM_X86_SW_PROTECTED_VM))) {
+		fprintf(stderr, "not measured: conversions of a software-protected VM: it needs CONFIG_KVM_SW_PROTECTED_VM\n");
+		return;
+	}
+	create_sw_protected(&p, BLOCK);
+	protmem_call(&p, 0, guest_touch, GPA, BLOCK);
+	for (i = 0; i < 2; i++) {
+		protmem_prepare(&p, 0, guest_swing, GPA, i ? n : 2, 0, 0);
+		start = now();
+		swing_by_vmm(&p);
+		TEST_ASSERT_EQ(p.cmd[0]->ret, 0);
+	}
+	result("convert_page", "software-protected VM", (double)(now() - start) / (2 * n),
+	       "cycles");
+	protmem_vm_free(&p);
+}
+#else
+/* There is no such VM. */
+static void convert_sw_protected(u64 n)
+{
+}
+#endif
+
 static void conversion(void)
 {
 	const u64 n = 200, rounds = 10;
@@ -374,7 +579,7 @@ static void conversion(void)
 	create(&p, PRIVATE_2M, BLOCK, 1);
 	protmem_call(&p, 0, guest_touch, GPA, BLOCK);
 	for (i = 0, sum = 0; i < rounds; i++) {
-		TEST_ASSERT_EQ(vm_get_stat(p.vm, pages_2m), 1);
+		TEST_ASSERT_EQ(protmem_arch_nr_large(p.vm), 1);
 		start = now();
 		TEST_ASSERT_EQ(protmem_make_shared(&p, GPA + PAGE_SIZE, PAGE_SIZE), 0);
 		protmem_call(&p, 0, guest_touch, GPA, BLOCK);
@@ -388,21 +593,7 @@ static void conversion(void)
 	result("split_block", backing_names[PRIVATE_2M], (double)sum / rounds, "cycles");
 	protmem_vm_free(&p);
 
-	if (!(kvm_check_cap(KVM_CAP_VM_TYPES) & BIT(KVM_X86_SW_PROTECTED_VM))) {
-		fprintf(stderr, "not measured: conversions of a software-protected VM: it needs CONFIG_KVM_SW_PROTECTED_VM\n");
-		return;
-	}
-	create_sw_protected(&p, BLOCK);
-	protmem_call(&p, 0, guest_touch, GPA, BLOCK);
-	for (i = 0; i < 2; i++) {
-		protmem_prepare(&p, 0, guest_swing, GPA, i ? n : 2, 0, 0);
-		start = now();
-		swing_by_vmm(&p);
-		TEST_ASSERT_EQ(p.cmd[0]->ret, 0);
-	}
-	result("convert_page", "software-protected VM", (double)(now() - start) / (2 * n),
-	       "cycles");
-	protmem_vm_free(&p);
+	convert_sw_protected(n);
 }
 
 static void untouched(void)
@@ -426,6 +617,7 @@ static void untouched(void)
 	}
 }
 
+#ifdef __x86_64__
 /* mov %eax, (%rdi); dec %rcx; jnz the first; ret */
 static const u8 mmio_code[8] = { 0x89, 0x07, 0x48, 0xff, 0xc9, 0x75, 0xf9, 0xc3 };
 
@@ -456,6 +648,7 @@ static void mmio(void)
 		protmem_vm_free(&p);
 	}
 }
+#endif
 
 static void teardown(void)
 {
@@ -493,8 +686,10 @@ static void direct_map(void)
 	off = protmem_wait_off_direct_map(0);
 	TEST_ASSERT(off >= 0, "no figure of what is off the direct map");
 	pages = file_number("/proc/meminfo", "DirectMap4k:");
-	result("direct_map_4k", "before 50 VMs", before, "KiB");
-	result("direct_map_4k", "after 50 VMs", pages, "KiB");
+	if (before) {
+		result("direct_map_4k", "before 50 VMs", before, "KiB");
+		result("direct_map_4k", "after 50 VMs", pages, "KiB");
+	}
 	result("left_in_pools", "after 50 VMs", off, "bytes");
 }
 
@@ -537,10 +732,14 @@ static void metadata(void)
 
 static const struct { const char *name; void (*fn)(void); } measures[] = {
 	{ "first_touch", first_touch },
+	{ "host_touch", host_touch },
 	{ "scale", scale },
+	{ "lock_waits", lock_waits },
 	{ "conversion", conversion },
 	{ "untouched", untouched },
+#ifdef __x86_64__
 	{ "mmio", mmio },
+#endif
 	{ "teardown", teardown },
 	{ "direct_map", direct_map },
 	{ "metadata", metadata },
