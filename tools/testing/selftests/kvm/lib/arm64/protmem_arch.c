@@ -15,8 +15,20 @@ unsigned long protmem_arch_vm_type(u64 caps)
 	return caps & KVM_PROTMEM_HOST_KERNEL ? KVM_VM_TYPE_ARM_PROTECTED : 0;
 }
 
+/* Where the page tables of a big slot are, for which there is no room elsewhere. */
+#define TABLES_SLOT		11
+#define TABLES_GPA		0x80000000ULL
+
 void protmem_arch_vm_prepare(struct protmem_vm *p)
 {
+	struct kvm_vm *vm = p->vm;
+
+	if (p->size <= SZ_16M || p->caps & KVM_PROTMEM_HOST_KERNEL)
+		return;
+	/* Half of each table is used at least. */
+	vm_userspace_mem_region_add(vm, VM_MEM_SRC_ANONYMOUS, TABLES_GPA, TABLES_SLOT,
+				    p->size / vm->page_size / (vm->page_size / 16), 0);
+	vm->memslots[MEM_REGION_PT] = TABLES_SLOT;
 }
 
 void protmem_arch_map(struct kvm_vm *vm, u64 gpa, u64 size)
