@@ -301,10 +301,6 @@ static void first_touch(void)
 	}
 }
 
-/*
- * No guest can have memory of memfd_secret(2): KVM does not get at its pages.  So it
- * is beside what a VMM touches of its own.
- */
 struct part {
 	pthread_barrier_t *barrier;
 	u8 *mem;
@@ -322,6 +318,10 @@ static void *touch_part(void *arg)
 	return NULL;
 }
 
+/*
+ * No guest can have memory of memfd_secret(2): KVM does not get at its pages.  So it
+ * is beside what a VMM touches of its own.
+ */
 static void host_touch(void)
 {
 	static const char * const names[] = { "anonymous memory, 4 KiB", "memfd_secret" };

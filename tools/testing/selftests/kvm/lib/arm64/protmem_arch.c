@@ -16,7 +16,7 @@ unsigned long protmem_arch_vm_type(u64 caps)
 }
 
 /* Where the page tables of a big slot are, for which there is no room elsewhere. */
-#define TABLES_SLOT		11
+#define TABLES_SLOT		20
 #define TABLES_GPA		0x80000000ULL
 
 void protmem_arch_vm_prepare(struct protmem_vm *p)
