@@ -57,7 +57,8 @@ struct page *unmapped_pool_alloc_home(struct unmapped_pool *pool, u64 gfn,
 void unmapped_pool_free(struct unmapped_pool *pool, struct page *page);
 void unmapped_pool_free_range(struct unmapped_pool *pool, struct page *page,
 			      unsigned int nr);
-void unmapped_pool_free_clean(struct unmapped_pool *pool, struct page *page);
+void unmapped_pool_free_clean(struct unmapped_pool *pool, struct page *page,
+			      unsigned int nr);
 
 u64 unmapped_pool_bytes(struct unmapped_pool *pool);
 u64 unmapped_pool_bytes_total(void);
@@ -140,6 +141,13 @@ int unmapped_page_write(struct page *page, unsigned int off, const void *src,
  */
 int unmapped_page_cmpxchg(struct page *page, unsigned int off, void *old,
 			  const void *new, unsigned int size);
+
+/*
+ * unmapped_page_is_zero - are there only zeroes in an unmapped page?
+ *
+ * Returns 1 if so, 0 if not; or -EINVAL or -EHWPOISON as unmapped_page_read().
+ */
+int unmapped_page_is_zero(struct page *page);
 
 /*
  * unmapped_pages_clear - write zeroes over @nr consecutive pages

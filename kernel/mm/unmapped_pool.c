@@ -1295,15 +1295,18 @@ void unmapped_pool_free_range(struct unmapped_pool *pool, struct page *page,
 EXPORT_SYMBOL_FOR_KVM(unmapped_pool_free_range);
 
 /**
- * unmapped_pool_free_clean - give back a page that nobody wrote to
- * @pool: the pool that it is from
- * @page: the page, mapped nowhere since it was allocated
+ * unmapped_pool_free_clean - give back consecutive pages of zeroes
+ * @pool: the pool that they are from
+ * @page: the first of them, mapped nowhere since it was allocated, or since its
+ *	contents were looked at
+ * @nr: how many, at most %UNMAPPED_BLOCK_PAGES
  *
  * Context: as for unmapped_pool_free().
  */
-void unmapped_pool_free_clean(struct unmapped_pool *pool, struct page *page)
+void unmapped_pool_free_clean(struct unmapped_pool *pool, struct page *page,
+			      unsigned int nr)
 {
-	give_back(pool, page, 1, true);
+	give_back(pool, page, nr, true);
 }
 EXPORT_SYMBOL_FOR_KVM(unmapped_pool_free_clean);
 

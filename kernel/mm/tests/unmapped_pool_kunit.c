@@ -236,6 +236,26 @@ static void up_test_window(struct kunit *test)
 }
 
 /* As many pages at once as there may be, and no more than was said. */
+static void up_test_is_zero(struct kunit *test)
+{
+	struct page *page = up_alloc(test, GFN(0), false);
+	static const u8 val[2] = { 0, 1 };
+	unsigned int off;
+
+	KUNIT_EXPECT_EQ(test, unmapped_page_is_zero(page), 1);
+	for (off = 0; off < PAGE_SIZE; off += off < 128 ? 1 : 31) {
+		KUNIT_EXPECT_EQ(test, unmapped_page_write(page, off, &val[1], 1), 0);
+		KUNIT_ASSERT_EQ(test, unmapped_page_is_zero(page), 0);
+		KUNIT_EXPECT_EQ(test, unmapped_page_write(page, off, &val[0], 1), 0);
+	}
+	KUNIT_EXPECT_EQ(test, unmapped_page_is_zero(page), 1);
+	KUNIT_EXPECT_EQ(test, unmapped_page_write(page, PAGE_SIZE - 1, &val[1], 1), 0);
+	KUNIT_EXPECT_EQ(test, unmapped_page_is_zero(page), 0);
+
+	unmapped_pool_free(((struct up_test *)test->priv)->pool, page);
+	up_put_and_expect_nothing(test);
+}
+
 static void up_test_window_clear(struct kunit *test)
 {
 	unsigned int i, nr = UNMAPPED_CLEAR_PAGES + 2;
@@ -664,7 +684,7 @@ static void up_test_free_clean(struct kunit *test)
 
 	/* No scrub: that is what distinguishes it, so a lie is found out. */
 	up_fill(test, page, 1);
-	unmapped_pool_free_clean(t->pool, page);
+	unmapped_pool_free_clean(t->pool, page, 1);
 	KUNIT_EXPECT_TRUE(test, page_is_unmapped(page));
 	KUNIT_EXPECT_FALSE(test, up_is_zero(page));
 	KUNIT_EXPECT_EQ(test, unmapped_page_clear(page), 0);
@@ -688,13 +708,13 @@ static void up_test_quarantine(struct kunit *test)
 	for (i = 0; i < 2 * BLOCK_PAGES; i++) {
 		other = up_alloc(test, GFN(0), false);
 		KUNIT_ASSERT_PTR_NE(test, page, other);
-		unmapped_pool_free_clean(t->pool, other);
+		unmapped_pool_free_clean(t->pool, other, 1);
 	}
 	KUNIT_EXPECT_EQ(test, up_quarantined(test), PAGE_SIZE);
 	KUNIT_EXPECT_EQ(test, unmapped_pool_shrink(ULONG_MAX), 0);
 
 	put_page(page);
-	unmapped_pool_free_clean(t->pool, up_alloc(test, GFN(0), false));
+	unmapped_pool_free_clean(t->pool, up_alloc(test, GFN(0), false), 1);
 	KUNIT_EXPECT_EQ(test, up_quarantined(test), 0);
 	KUNIT_EXPECT_TRUE(test, page_is_unmapped(page));
 	KUNIT_EXPECT_TRUE(test, up_is_zero(page));
@@ -835,7 +855,7 @@ static void up_test_alloc_home(struct kunit *test)
 	KUNIT_ASSERT_PTR_EQ(test, first, a - 3);
 	KUNIT_EXPECT_EQ(test, bitmap_weight(taken, BLOCK_PAGES), 1);
 	KUNIT_ASSERT_TRUE(test, test_bit(4, taken));
-	unmapped_pool_free_clean(t->pool, first + 4);
+	unmapped_pool_free_clean(t->pool, first + 4, 1);
 
 	/* ... nor what is in use; zero, and by names that follow each other. */
 	bitmap_fill(taken, BLOCK_PAGES);
@@ -1364,6 +1384,7 @@ static void up_test_grow_apart(struct kunit *test)
 
 static struct kunit_case up_cases[] = {
 	KUNIT_CASE(up_test_window),
+	KUNIT_CASE(up_test_is_zero),
 	KUNIT_CASE(up_test_window_clear),
 	KUNIT_CASE(up_test_free_range),
 	KUNIT_CASE(up_test_window_fault),

@@ -393,7 +393,7 @@ static void protmem_fill_block(struct kvm_protmem_inode *pi, pgoff_t index,
 	nr = protmem_store_pages(pi, first, page, taken);
 	/* Out of memory, or one who got a single page was faster. */
 	for_each_set_bit(i, taken, UNMAPPED_BLOCK_PAGES)
-		unmapped_pool_free_clean(pi->pool, page + i);
+		unmapped_pool_free_clean(pi->pool, page + i, 1);
 
 	kvm_protmem_account_pool(pi, nr);
 }
@@ -480,7 +480,7 @@ struct page *kvm_protmem_pool_page(struct kvm_protmem_inode *pi,
 	/* Only other faults, which hold the lock shared too, can be faster. */
 	other = xa_cmpxchg(&pi->pages, index, NULL, page, GFP_KERNEL_ACCOUNT);
 	if (other)
-		unmapped_pool_free_clean(pi->pool, page);
+		unmapped_pool_free_clean(pi->pool, page, 1);
 	else
 		kvm_protmem_account_pool(pi, 1);
 	page = xa_is_err(other) ? ERR_PTR(xa_err(other)) : other ?: page;

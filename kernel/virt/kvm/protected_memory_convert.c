@@ -134,7 +134,6 @@ static int protmem_begin(struct kvm_protmem_inode *pi,
 void kvm_protmem_converted(struct kvm_protmem_inode *pi, pgoff_t start,
 			   pgoff_t end, long copied, bool private)
 {
-	kvm_protmem_account_pool(pi, private ? copied : -copied);
 	if (end == start)
 		return;
 
@@ -290,6 +289,7 @@ static int protmem_make_private(struct kvm_protmem_inode *pi, pgoff_t *pos,
 
 	for (j = 0, i = 0; j < b.nr; j++)
 		i += used[j];
+	kvm_protmem_account_pool(pi, i);
 	kvm_protmem_converted(pi, start, end, i, true);
 done:
 	if (!r && slot) {
@@ -334,8 +334,33 @@ static void protmem_note_shared(struct kvm_protmem_inode *pi, pgoff_t index)
 }
 
 /*
+ * Gives back the pages of a batch, those in @clean as they are, and those that are
+ * next to each other at once.
+ */
+static void protmem_free_batch(struct kvm_protmem_inode *pi, struct page **page,
+			       unsigned int nr, unsigned long clean)
+{
+	unsigned int i, n;
+
+	for (i = 0; i < nr; i += n) {
+		bool is_clean = test_bit(i, &clean);
+
+		for (n = 1; i + n < nr && page[i + n] == page[i] + n &&
+		     test_bit(i + n, &clean) == is_clean; n++)
+			;
+		if (is_clean)
+			unmapped_pool_free_clean(pi->pool, page[i], n);
+		else
+			unmapped_pool_free_range(pi->pool, page[i], n);
+	}
+}
+
+/*
  * Makes the private pages of [*@pos, @end) shared and keeps their contents,
  * one batch of them.  @slot is NULL for userspace.
+ *
+ * A page of zeroes becomes a hole, which reads the same: a guest clears its bounce
+ * buffers, shares them at boot, and uses few of them.
  *
  * The private pages stay in place until every step that can fail has
  * succeeded.  Whatever was copied out of them by then and is not going to be
@@ -347,10 +372,12 @@ static int protmem_make_shared(struct kvm_protmem_inode *pi, pgoff_t *pos,
 	struct address_space *mapping = pi->inode->i_mapping;
 	struct protmem_batch b = {}, now = {};
 	pgoff_t start = *pos, zapped;
-	unsigned int i, j, done = 0;
+	unsigned int i, j, done = 0, copied;
+	unsigned long zero = 0;
 	bool private;
 	int r = 0;
 
+	BUILD_BUG_ON(PROTMEM_BATCH > BITS_PER_LONG);
 	if (kvm_protmem_converts_in_place(pi))
 		return kvm_protmem_convert_in_place(pi, pos, end, false, slot);
 
@@ -406,6 +433,15 @@ static int protmem_make_shared(struct kvm_protmem_inode *pi, pgoff_t *pos,
 		else if (PageHWPoison(page))
 			r = -EHWPOISON;
 		else
+			r = unmapped_page_is_zero(page);
+		if (r > 0) {
+			__set_bit(i, &zero);
+			folio_put(folio);
+			b.folio[j] = NULL;
+			r = 0;
+			continue;
+		}
+		if (!r)
 			r = unmapped_page_copy_to(folio_page(folio, 0), page);
 		if (!r) {
 			folio_mark_uptodate(folio);
@@ -423,7 +459,8 @@ static int protmem_make_shared(struct kvm_protmem_inode *pi, pgoff_t *pos,
 		folio_put(folio);
 		b.folio[j] = NULL;
 	}
-	kvm_protmem_account_shared(pi, done);
+	copied = done - hweight_long(zero);
+	kvm_protmem_account_shared(pi, copied);
 
 	if (end > start && kvm_protmem_store_state(pi, start, end, false)) {
 		r = -ENOMEM;
@@ -433,6 +470,8 @@ static int protmem_make_shared(struct kvm_protmem_inode *pi, pgoff_t *pos,
 		for (i = 0; i < done; i++) {
 			struct folio *folio;
 
+			if (test_bit(i, &zero))
+				continue;
 			folio = filemap_lock_folio(mapping, now.index[i]);
 			if (WARN_ON_ONCE(IS_ERR(folio)))
 				continue;
@@ -443,6 +482,7 @@ static int protmem_make_shared(struct kvm_protmem_inode *pi, pgoff_t *pos,
 		if (done)
 			kvm_protmem_drop_shared(pi, start, now.index[done - 1] + 1);
 		done = 0;
+		copied = 0;
 	} else {
 		r = 0;
 	}
@@ -458,13 +498,13 @@ static int protmem_make_shared(struct kvm_protmem_inode *pi, pgoff_t *pos,
 	if (now.nr)
 		kvm_gmem_invalidate_end(pi->inode, start, zapped);
 
-	kvm_protmem_converted(pi, start, end, done, false);
+	kvm_protmem_account_pool(pi, -(long)done);
+	kvm_protmem_converted(pi, start, end, copied, false);
 	*pos = end;
 out_unlock:
 	filemap_invalidate_unlock(mapping);
 
-	for (i = 0; i < done; i++)
-		unmapped_pool_free(pi->pool, now.page[i]);
+	protmem_free_batch(pi, now.page, done, zero);
 
 	for (j = 0; j < b.nr; j++) {
 		if (!b.folio[j])

@@ -262,6 +262,26 @@ int unmapped_page_cmpxchg(struct page *page, unsigned int off, void *old,
 NOKPROBE_SYMBOL(unmapped_page_cmpxchg);
 EXPORT_SYMBOL_FOR_KVM(unmapped_page_cmpxchg);
 
+int unmapped_page_is_zero(struct page *page)
+{
+	struct unmapped_window_state s;
+	const volatile u64 *p;
+	unsigned int i;
+	u64 seen = 0;
+
+	if (!unmapped_window_range_ok(0, PAGE_SIZE))
+		return -EINVAL;
+
+	p = unmapped_window_open(&s, page, 1, PAGE_KERNEL_RO);
+	for (i = 0; i < PAGE_SIZE / sizeof(u64) && !seen; i += 4)
+		seen = p[i] | p[i + 1] | p[i + 2] | p[i + 3];
+	unmapped_window_close(&s, 1);
+
+	return !seen;
+}
+NOKPROBE_SYMBOL(unmapped_page_is_zero);
+EXPORT_SYMBOL_FOR_KVM(unmapped_page_is_zero);
+
 int unmapped_pages_clear(struct page *page, unsigned int nr)
 {
 	struct unmapped_window_state s;

@@ -328,6 +328,62 @@ int unmapped_page_cmpxchg(struct page *page, unsigned int off, void *old,
 NOKPROBE_SYMBOL(unmapped_page_cmpxchg);
 EXPORT_SYMBOL_FOR_KVM(unmapped_page_cmpxchg);
 
+/* As unmapped_window_copy().  Return: whether there are only zeroes. */
+static __always_inline bool unmapped_window_is_zero(const void *p, unsigned long *trapnr)
+{
+	unsigned long n = PAGE_SIZE / 64, seen;
+
+	lass_stac();
+	asm volatile("1: movq    (%[p]), %[seen]\n"
+		     "2: orq   8(%[p]), %[seen]\n"
+		     "3: orq  16(%[p]), %[seen]\n"
+		     "4: orq  24(%[p]), %[seen]\n"
+		     "5: orq  32(%[p]), %[seen]\n"
+		     "6: orq  40(%[p]), %[seen]\n"
+		     "7: orq  48(%[p]), %[seen]\n"
+		     "8: orq  56(%[p]), %[seen]\n"
+		     "	jnz 9f\n"
+		     "	addq $64, %[p]\n"
+		     "	decq %[n]\n"
+		     "	jnz 1b\n"
+		     "9:	xorl %%eax, %%eax\n"
+		     "10:\n"
+		     _ASM_EXTABLE_TYPE(1b, 10b, EX_TYPE_FAULT_MCE_SAFE)
+		     _ASM_EXTABLE_TYPE(2b, 10b, EX_TYPE_FAULT_MCE_SAFE)
+		     _ASM_EXTABLE_TYPE(3b, 10b, EX_TYPE_FAULT_MCE_SAFE)
+		     _ASM_EXTABLE_TYPE(4b, 10b, EX_TYPE_FAULT_MCE_SAFE)
+		     _ASM_EXTABLE_TYPE(5b, 10b, EX_TYPE_FAULT_MCE_SAFE)
+		     _ASM_EXTABLE_TYPE(6b, 10b, EX_TYPE_FAULT_MCE_SAFE)
+		     _ASM_EXTABLE_TYPE(7b, 10b, EX_TYPE_FAULT_MCE_SAFE)
+		     _ASM_EXTABLE_TYPE(8b, 10b, EX_TYPE_FAULT_MCE_SAFE)
+		     : "=&a" (*trapnr), [p] "+&r" (p), [n] "+&r" (n), [seen] "=&r" (seen)
+		     : : "memory", "cc");
+	lass_clac();
+
+	return !n;
+}
+
+int unmapped_page_is_zero(struct page *page)
+{
+	struct unmapped_window_state s;
+	unsigned long trapnr;
+	bool zero;
+	void *p;
+
+	if (!unmapped_window_range_ok(0, PAGE_SIZE))
+		return -EINVAL;
+
+	p = unmapped_window_open(&s, page, 1, PAGE_KERNEL_RO);
+	zero = unmapped_window_is_zero(p, &trapnr);
+	unmapped_window_close(&s, 1);
+	if (trapnr)
+		return unmapped_window_report(page, unmapped_window_error(trapnr));
+
+	return zero;
+}
+NOKPROBE_SYMBOL(unmapped_page_is_zero);
+EXPORT_SYMBOL_FOR_KVM(unmapped_page_is_zero);
+
 int unmapped_pages_clear(struct page *page, unsigned int nr)
 {
 	struct unmapped_window_state s;

@@ -292,6 +292,51 @@ TEST_F(attr, untouched_pages_have_no_contents)
 	EXPECT_EQ(0, protmem_call(p, 0, guest_check_zero, GPA, 64 * PAGE_SIZE));
 }
 
+/*
+ * Private pages of zeroes are shared without a copy of them, and those with a single
+ * byte of data keep it.  First the VMM shares them, if it still may, then the guest.
+ */
+TEST_F(attr, zeroes_become_holes)
+{
+	static const u64 at[] = { 0, 8, 56, 64, PAGE_SIZE / 2, PAGE_SIZE - 8 };
+	const u64 n = 32, size = n * PAGE_SIZE;
+	struct protmem_vm *p = &self->p;
+	u64 i, round;
+
+	for (round = PROTMEM_RUN_LATCHES; round < 2; round++) {
+		ASSERT_EQ(0, set(p, 0, n, PRIVATE, ZERO));
+		ASSERT_EQ(0, protmem_call(p, 0, guest_check_zero, GPA, size));
+		for (i = 0; i < ARRAY_SIZE(at); i++)
+			protmem_call(p, 0, guest_write64,
+				     GPA + (2 * i + 1) * PAGE_SIZE + at[i], 1ULL << 56);
+		EXPECT_EQ(size, vm_get_stat(p->vm, protmem_private_bytes));
+
+		ASSERT_EQ(0, round ? protmem_make_shared(p, GPA, size) :
+				     set(p, 0, n, 0, PRESERVE));
+		EXPECT_EQ(0, vm_get_stat(p->vm, protmem_private_bytes));
+		EXPECT_EQ(ARRAY_SIZE(at) * PAGE_SIZE, vm_get_stat(p->vm, protmem_shared_bytes));
+
+		for (i = 0; i < n; i++) {
+			u8 *page = p->mem + i * PAGE_SIZE;
+			u64 first = i / 2 < ARRAY_SIZE(at) && i % 2 ? at[i / 2] : PAGE_SIZE;
+
+			EXPECT_EQ(first, protmem_first_nonzero(page, PAGE_SIZE));
+			if (first == PAGE_SIZE)
+				continue;
+			EXPECT_EQ(1ULL << 56, *(u64 *)(page + first));
+			*(u64 *)(page + first) = 0;
+			EXPECT_EQ(PAGE_SIZE, protmem_first_nonzero(page, PAGE_SIZE));
+		}
+
+		/* The holes are shared memory like any other. */
+		protmem_call(p, 0, guest_fill, GPA, size, SEED);
+		EXPECT_EQ(size, protmem_mismatch(p->mem, GPA, size, SEED));
+		EXPECT_EQ(size, vm_get_stat(p->vm, protmem_shared_bytes));
+	}
+	ASSERT_EQ(0, protmem_make_private(p, GPA, size));
+	EXPECT_EQ(0, protmem_call(p, 0, guest_check, GPA, size, SEED));
+}
+
 /* Half a terabyte of untouched memory costs no more than a page of it. */
 TEST(huge)
 {

@@ -51,6 +51,9 @@ static const char * const backing_names[NR_BACKINGS] = {
 	[HIDDEN_2M] = "hidden, 2 MiB",
 };
 
+/* That is shared in one call. */
+#define SHARE_SIZE	SZ_16M
+
 static u64 opt_size = SZ_256M;
 static int opt_vcpus = 4;
 
@@ -214,6 +217,15 @@ static u64 guest_touch(u64 gpa, u64 size, u64 c, u64 d)
 
 	for (a = gpa; a < gpa + size; a += PAGE_SIZE)
 		WRITE_ONCE(*(u64 *)a, a);
+	return 0;
+}
+
+static u64 guest_clear(u64 gpa, u64 size, u64 c, u64 d)
+{
+	u64 a;
+
+	for (a = gpa; a < gpa + size; a += PAGE_SIZE)
+		WRITE_ONCE(*(u64 *)a, 0);
 	return 0;
 }
 
@@ -485,7 +497,7 @@ static u64 guest_swing(u64 gpa, u64 n, u64 c, u64 d)
 
 #ifdef __x86_64__
 /* What a VMM does for a VM whose private memory is another file. */
-static void swing_by_vmm(struct protmem_vm *p)
+static void convert_by_vmm(struct protmem_vm *p)
 {
 	struct kvm_vcpu *vcpu = p->vcpu[0];
 	struct kvm_run *run = vcpu->run;
@@ -537,11 +549,29 @@ static void convert_sw_protected(u64 n)
 	for (i = 0; i < 2; i++) {
 		protmem_prepare(&p, 0, guest_swing, GPA, i ? n : 2, 0, 0);
 		start = now();
-		swing_by_vmm(&p);
+		convert_by_vmm(&p);
 		TEST_ASSERT_EQ(p.cmd[0]->ret, 0);
 	}
 	result("convert_page", "software-protected VM", (double)(now() - start) / (2 * n),
 	       "cycles");
+	protmem_vm_free(&p);
+}
+
+static void share_sw_protected(void)
+{
+	struct protmem_vm p;
+	u64 start;
+
+	if (!(kvm_check_cap(KVM_CAP_VM_TYPES) & BIT(KVM_X86_SW_PROTECTED_VM)))
+		return;
+	create_sw_protected(&p, SHARE_SIZE);
+	protmem_call(&p, 0, guest_touch, GPA, SHARE_SIZE);
+	protmem_prepare(&p, 0, guest_convert, GPA, SHARE_SIZE, PROTMEM_TO_SHARED, 0);
+	start = now();
+	convert_by_vmm(&p);
+	TEST_ASSERT_EQ(p.cmd[0]->ret, 0);
+	result("share_range", "software-protected VM (nothing is kept)",
+	       (double)(now() - start) / (SHARE_SIZE / PAGE_SIZE), "cycles/page");
 	protmem_vm_free(&p);
 }
 #else
@@ -549,7 +579,34 @@ static void convert_sw_protected(u64 n)
 static void convert_sw_protected(u64 n)
 {
 }
+
+static void share_sw_protected(void)
+{
+}
 #endif
+
+/* A guest's bounce buffers at boot, which it has cleared, and memory with contents. */
+static void share_range(void)
+{
+	struct protmem_vm p;
+	u64 start;
+	int data;
+
+	for (data = 0; data < 2; data++) {
+		create(&p, PRIVATE_2M, SHARE_SIZE, 1);
+		protmem_call(&p, 0, guest_touch, GPA, SHARE_SIZE);
+		if (!data)
+			protmem_call(&p, 0, guest_clear, GPA, SHARE_SIZE);
+		start = now();
+		TEST_ASSERT_EQ(protmem_make_shared(&p, GPA, SHARE_SIZE), 0);
+		result("share_range", data ? "private, 2 MiB, data" : "private, 2 MiB, cleared",
+		       (double)(now() - start) / (SHARE_SIZE / PAGE_SIZE), "cycles/page");
+		result("share_range_takes", data ? "private, 2 MiB, data" : "private, 2 MiB, cleared",
+		       (double)vm_get_stat(p.vm, protmem_shared_bytes) / SHARE_SIZE, "x size");
+		protmem_vm_free(&p);
+	}
+	share_sw_protected();
+}
 
 static void conversion(void)
 {
@@ -748,6 +805,7 @@ static const struct { const char *name; void (*fn)(void); } measures[] = {
 	{ "scale", scale },
 	{ "lock_waits", lock_waits },
 	{ "conversion", conversion },
+	{ "share_range", share_range },
 	{ "untouched", untouched },
 #ifdef __x86_64__
 	{ "mmio", mmio },
