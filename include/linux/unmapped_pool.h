@@ -145,7 +145,7 @@ int unmapped_page_cmpxchg(struct page *page, unsigned int off, void *old,
 /*
  * unmapped_page_is_zero - are there only zeroes in an unmapped page?
  *
- * Returns 1 if so, 0 if not; or -EINVAL or -EHWPOISON as unmapped_page_read().
+ * Returns 1 if so, 0 if not; or an error as unmapped_page_read() has it.
  */
 int unmapped_page_is_zero(struct page *page);
 

@@ -37,9 +37,9 @@ bool unmapped_window_range_ok(unsigned int off, unsigned int len);
 /*
  * What an architecture provides that selects ARCH_HAS_UNMAPPED_WINDOW: the functions
  * below, and unmapped_page_read(), _write(), _cmpxchg(), _is_zero() and
- * unmapped_pages_clear(), which check offset and length by unmapped_window_range_ok().  It also calls
- * unmapped_pool_count_fault() for each fault of the kernel on a page that is not
- * present, and unmapped_pool_show_fault() before it oopses.
+ * unmapped_pages_clear(), which check offset and length by unmapped_window_range_ok().
+ * It also calls unmapped_pool_count_fault() for each fault of the kernel on a page that
+ * is not present, and unmapped_pool_show_fault() before it oopses.
  */
 
 /*

@@ -235,7 +235,6 @@ static void up_test_window(struct kunit *test)
 	up_put_and_expect_nothing(test);
 }
 
-/* As many pages at once as there may be, and no more than was said. */
 static void up_test_is_zero(struct kunit *test)
 {
 	struct page *page = up_alloc(test, GFN(0), false);
@@ -256,6 +255,7 @@ static void up_test_is_zero(struct kunit *test)
 	up_put_and_expect_nothing(test);
 }
 
+/* As many pages at once as there may be, and no more than was said. */
 static void up_test_window_clear(struct kunit *test)
 {
 	unsigned int i, nr = UNMAPPED_CLEAR_PAGES + 2;

@@ -8,7 +8,8 @@
  * like those of any mmap-able guest_memfd, or private, then they are a page of
  * an unmapped pool (mm/unmapped_pool.c), which has no kernel alias, no user
  * mapping and no pin.  A conversion copies from the one to the other; a page
- * without contents is empty in either state and converting it moves nothing.
+ * without contents is empty in either state and converting it moves nothing, and
+ * a private page of zeroes is empty once it is shared.
  *
  * On a hypervisor that keeps the kernel out of private pages by itself
  * (KVM_PROTMEM_HOST_KERNEL) all pages are of the pool, private ones and shared ones,

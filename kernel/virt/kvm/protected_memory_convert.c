@@ -356,6 +356,20 @@ static void protmem_free_batch(struct kvm_protmem_inode *pi, struct page **page,
 }
 
 /*
+ * Is the pool's page one of zeroes, and going to remain one?  The second stage has been
+ * zapped; whoever else holds the page may write to it yet.  Returns 0 if not, 1 if so;
+ * or an error.
+ */
+static int protmem_is_zero(struct page *page)
+{
+	if (page_count(page) > 1)
+		return 0;
+	/* Accesses of those who have dropped their reference come first. */
+	smp_acquire__after_ctrl_dep();
+	return unmapped_page_is_zero(page);
+}
+
+/*
  * Makes the private pages of [*@pos, @end) shared and keeps their contents,
  * one batch of them.  @slot is NULL for userspace.
  *
@@ -433,7 +447,7 @@ static int protmem_make_shared(struct kvm_protmem_inode *pi, pgoff_t *pos,
 		else if (PageHWPoison(page))
 			r = -EHWPOISON;
 		else
-			r = unmapped_page_is_zero(page);
+			r = protmem_is_zero(page);
 		if (r > 0) {
 			__set_bit(i, &zero);
 			folio_put(folio);

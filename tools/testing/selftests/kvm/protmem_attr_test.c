@@ -332,6 +332,14 @@ TEST_F(attr, zeroes_become_holes)
 		protmem_call(p, 0, guest_fill, GPA, size, SEED);
 		EXPECT_EQ(size, protmem_mismatch(p->mem, GPA, size, SEED));
 		EXPECT_EQ(size, vm_get_stat(p->vm, protmem_shared_bytes));
+
+		/* Of the pages that came free, those with data were scrubbed. */
+		ASSERT_EQ(0, protmem_punch(p->gmem, 0, size));
+		ASSERT_EQ(0, protmem_make_private(p, GPA, size));
+		ASSERT_EQ(0, protmem_call(p, 0, guest_check_zero, GPA, size));
+		protmem_call(p, 0, guest_fill, GPA, size, SEED);
+		ASSERT_EQ(0, protmem_make_shared(p, GPA, size));
+		EXPECT_EQ(size, protmem_mismatch(p->mem, GPA, size, SEED));
 	}
 	ASSERT_EQ(0, protmem_make_private(p, GPA, size));
 	EXPECT_EQ(0, protmem_call(p, 0, guest_check, GPA, size, SEED));

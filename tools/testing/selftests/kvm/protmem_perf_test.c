@@ -51,7 +51,7 @@ static const char * const backing_names[NR_BACKINGS] = {
 	[HIDDEN_2M] = "hidden, 2 MiB",
 };
 
-/* That is shared in one call. */
+/* What is shared at once; by one call of the guest on x86. */
 #define SHARE_SIZE	SZ_16M
 
 static u64 opt_size = SZ_256M;

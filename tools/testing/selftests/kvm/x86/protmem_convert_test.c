@@ -655,17 +655,19 @@ TEST_F(convert, io_uring_read_in_flight)
 static u64 guest_counter(u64 cmd_gva, u64 gpa, u64 c, u64 d)
 {
 	struct protmem_cmd *cmd = (void *)cmd_gva;
-	u64 i = 0;
+	u64 i = 0, val = 0;
 
 	WRITE_ONCE(*(u64 *)gpa, 0);
 	while (!READ_ONCE(cmd->stop)) {
 		/* Read and write are apart, and nobody else writes. */
-		if (READ_ONCE(*(u64 *)gpa) != i)
+		if (READ_ONCE(*(u64 *)gpa) != val)
 			return 1;
-		WRITE_ONCE(*(u64 *)gpa, ++i);
+		/* Now and then all of the page is zeroes, which is shared in another way. */
+		val = ++i & 1 ? i : 0;
+		WRITE_ONCE(*(u64 *)gpa, val);
 		WRITE_ONCE(cmd->count, i);
 	}
-	return READ_ONCE(*(u64 *)gpa) == i ? 0 : 2;
+	return READ_ONCE(*(u64 *)gpa) == val ? 0 : 2;
 }
 
 static void *counter_thread(void *arg)
