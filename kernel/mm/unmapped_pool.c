@@ -1759,6 +1759,8 @@ static int __init unmapped_pool_init(void)
 	shrinker->scan_objects = unmapped_shrink_scan;
 	/* Cheap to give back, and of no use to anyone as they are. */
 	shrinker->seeks = 0;
+	/* So half of them is asked for at once, which is a block where there is one. */
+	shrinker->batch = UNMAPPED_BLOCK_PAGES / 2;
 	shrinker_register(shrinker);
 
 	pm_notifier(unmapped_pm_notify, 0);

@@ -1092,7 +1092,7 @@ TEST(tracepoint)
 		SKIP(return, "no tracefs at /sys/kernel/tracing with kvm:kvm_protmem_refused");
 
 	protmem_vm_create(&p, &opts);
-	ASSERT_EQ(0, protmem_make_private(&p, GPA, SZ_1M));
+	ASSERT_EQ(0, protmem_make_private(&p, GPA, 256 * PAGE_SIZE));
 	protmem_trace_start(TRACE_EVENT);
 	stat = vm_get_stat(p.vm, protmem_refused);
 	for (i = 0; i < 17; i++)
@@ -1100,7 +1100,7 @@ TEST(tracepoint)
 	EXPECT_EQ(17, trace_refused());
 	EXPECT_EQ(stat + 17, vm_get_stat(p.vm, protmem_refused));
 	/* What is permitted is no event. */
-	EXPECT_EQ(0, protmem_try_read(p.mem + SZ_1M, &val));
+	EXPECT_EQ(0, protmem_try_read(p.mem + 256 * PAGE_SIZE, &val));
 	EXPECT_EQ(17, trace_refused());
 	protmem_trace_stop(TRACE_EVENT);
 	protmem_vm_free(&p);

@@ -590,9 +590,9 @@ static void live(enum stage stage, int sock)
 	case IN_BIRTH_AND_DEATH:
 		for (;;) {
 			protmem_vm_create(&vm, &opts);
-			TEST_ASSERT_EQ(protmem_make_private(&vm, GPA, SZ_1M), 0);
-			protmem_call(&vm, 0, guest_fill, GPA, SZ_64K, 96);
-			TEST_ASSERT_EQ(protmem_make_shared(&vm, GPA, SZ_16K), 0);
+			TEST_ASSERT_EQ(protmem_make_private(&vm, GPA, 256 * PAGE_SIZE), 0);
+			protmem_call(&vm, 0, guest_fill, GPA, 16 * PAGE_SIZE, 96);
+			TEST_ASSERT_EQ(protmem_make_shared(&vm, GPA, 4 * PAGE_SIZE), 0);
 			protmem_vm_free(&vm);
 		}
 	default:
@@ -646,10 +646,10 @@ static void live(enum stage stage, int sock)
 		TEST_ASSERT_EQ(protmem_reset(p), 0);
 		ready(sock);
 		for (;;) {
-			protmem_set_attr(p->gmem, 0, SZ_1M,
+			protmem_set_attr(p->gmem, 0, 256 * PAGE_SIZE,
 					 KVM_MEMORY_ATTRIBUTE_PRIVATE,
 					 KVM_SET_MEMORY_ATTRIBUTES2_ZERO, NULL);
-			protmem_call(p, 0, guest_fill, GPA, SZ_64K, 9);
+			protmem_call(p, 0, guest_fill, GPA, 16 * PAGE_SIZE, 9);
 			if (PROTMEM_RUN_LATCHES)
 				TEST_ASSERT_EQ(protmem_reset(p), 0);
 			TEST_ASSERT_EQ(protmem_delete_slot(p, PROTMEM_SLOT), 0);
@@ -661,12 +661,12 @@ static void live(enum stage stage, int sock)
 		int fds[2];
 
 		/* The parent keeps the pipe, and so the pages. */
-		TEST_ASSERT_EQ(protmem_make_shared(p, GPA, SZ_1M), 0);
+		TEST_ASSERT_EQ(protmem_make_shared(p, GPA, 256 * PAGE_SIZE), 0);
 		TEST_ASSERT_EQ(pipe(fds), 0);
 		TEST_ASSERT_EQ(vmsplice(fds[1], &iov, 1, 0), 8 * PAGE_SIZE);
 		send_fd(sock, fds[0]);
-		TEST_ASSERT_EQ(protmem_make_private(p, GPA, SZ_1M), 0);
-		protmem_call(p, 0, guest_fill, GPA, SZ_1M, 10);
+		TEST_ASSERT_EQ(protmem_make_private(p, GPA, 256 * PAGE_SIZE), 0);
+		protmem_call(p, 0, guest_fill, GPA, 256 * PAGE_SIZE, 10);
 		break;
 	}
 	case FD_OUTLIVES_VM:
@@ -678,7 +678,7 @@ static void live(enum stage stage, int sock)
 		break;
 	case IN_EMULATION:
 #ifdef __x86_64__
-		protmem_prepare(p, 0, guest_ins, GPA, SZ_64K, 0, 0);
+		protmem_prepare(p, 0, guest_ins, GPA, 16 * PAGE_SIZE, 0, 0);
 		vcpu_run(p->vcpu[0]);
 		TEST_ASSERT_KVM_EXIT_REASON(p->vcpu[0], KVM_EXIT_IO);
 #else
