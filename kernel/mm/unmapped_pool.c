@@ -1667,8 +1667,11 @@ static unsigned long unmapped_shrink_count(struct shrinker *shrinker,
 static unsigned long unmapped_shrink_scan(struct shrinker *shrinker,
 					  struct shrink_control *sc)
 {
-	/* Not here, where the caller may hold what it needs: see the locks above. */
-	atomic_long_add(sc->nr_to_scan, &unmapped_shrink_nr);
+	/*
+	 * Not here, where the caller may hold what it needs: see the locks above.
+	 * And not for less than a block of the usual size.
+	 */
+	atomic_long_add(max(sc->nr_to_scan, UNMAPPED_BLOCK_PAGES), &unmapped_shrink_nr);
 	queue_work(unmapped_shrink_wq, &unmapped_shrink_work);
 	return SHRINK_STOP;
 }
@@ -1759,8 +1762,8 @@ static int __init unmapped_pool_init(void)
 	shrinker->scan_objects = unmapped_shrink_scan;
 	/* Cheap to give back, and of no use to anyone as they are. */
 	shrinker->seeks = 0;
-	/* So half of them is asked for at once, which is a block where there is one. */
-	shrinker->batch = UNMAPPED_BLOCK_PAGES / 2;
+	/* However few there are, they are asked for: see unmapped_shrink_scan(). */
+	shrinker->batch = 1;
 	shrinker_register(shrinker);
 
 	pm_notifier(unmapped_pm_notify, 0);
