@@ -54,6 +54,8 @@ struct page *unmapped_pool_alloc(struct unmapped_pool *pool, u64 gfn,
 struct page *unmapped_pool_alloc_home(struct unmapped_pool *pool, u64 gfn,
 				      pgoff_t index, struct mempolicy *pol,
 				      pgoff_t ilx, gfp_t gfp, unsigned long *taken);
+struct page *unmapped_pool_alloc_mapped(struct unmapped_pool *pool, struct mempolicy *pol,
+					pgoff_t ilx, gfp_t gfp);
 void unmapped_pool_free(struct unmapped_pool *pool, struct page *page);
 void unmapped_pool_free_range(struct unmapped_pool *pool, struct page *page,
 			      unsigned int nr);

@@ -694,6 +694,21 @@ VISIBLE_IF_KUNIT struct page *unmapped_alloc_order(struct mempolicy *pol, pgoff_
 	return page;
 }
 
+/* One modest attempt now and then is all the effort that a large block is worth. */
+static gfp_t large_block_gfp(struct unmapped_pool *pool, gfp_t gfp)
+{
+	gfp |= __GFP_NORETRY | __GFP_NOWARN;
+	if (time_before(jiffies, READ_ONCE(pool->large_after)))
+		gfp &= ~__GFP_DIRECT_RECLAIM;
+	return gfp;
+}
+
+static void large_block_failed(struct unmapped_pool *pool, gfp_t gfp)
+{
+	if (gfp & __GFP_DIRECT_RECLAIM)
+		WRITE_ONCE(pool->large_after, jiffies + UNMAPPED_LARGE_BACKOFF);
+}
+
 static struct page *alloc_block_pages(struct unmapped_pool *pool, struct mempolicy *pol,
 				      pgoff_t ilx, gfp_t gfp, bool large, unsigned int *order)
 {
@@ -707,16 +722,13 @@ static struct page *alloc_block_pages(struct unmapped_pool *pool, struct mempoli
 	gfp &= ~__GFP_ZERO;
 	gfp |= __GFP_ACCOUNT;
 
-	/* One modest attempt at a large block, what there is, and then a page. */
+	/* A large block, what there is, and then a page. */
 	*order = UNMAPPED_BLOCK_ORDER;
-	large_gfp = gfp | __GFP_NORETRY | __GFP_NOWARN;
-	if (time_before(jiffies, READ_ONCE(pool->large_after)))
-		large_gfp &= ~__GFP_DIRECT_RECLAIM;
+	large_gfp = large_block_gfp(pool, gfp);
 	page = unmapped_alloc_order(pol, ilx, large_gfp, *order);
 	if (page)
 		return page;
-	if (large_gfp & __GFP_DIRECT_RECLAIM)
-		WRITE_ONCE(pool->large_after, jiffies + UNMAPPED_LARGE_BACKOFF);
+	large_block_failed(pool, large_gfp);
 	if (large)
 		return NULL;
 
@@ -1098,6 +1110,37 @@ struct page *unmapped_pool_alloc(struct unmapped_pool *pool, u64 gfn, pgoff_t in
 	return page ?: ERR_PTR(ret ?: -ENOMEM);
 }
 EXPORT_SYMBOL_FOR_KVM(unmapped_pool_alloc);
+
+/**
+ * unmapped_pool_alloc_mapped - get pages for what the owner doesn't keep in the pool
+ * @pool: the pool
+ * @pol: NUMA policy or NULL
+ * @ilx: interleave index for @pol
+ * @gfp: what kind of memory
+ *
+ * As many pages as a block has, one after the other, as large as one and allocated
+ * with as little effort, but mapped as any other memory.  They are not of the pool:
+ * each is zero, has a reference, is not charged to anyone, and is the caller's to free.
+ *
+ * Context: as for unmapped_pool_alloc().
+ *
+ * Return: the first page, or NULL.
+ */
+struct page *unmapped_pool_alloc_mapped(struct unmapped_pool *pool, struct mempolicy *pol,
+					pgoff_t ilx, gfp_t gfp)
+{
+	struct page *page;
+
+	gfp = large_block_gfp(pool, (gfp & ~__GFP_COMP) | __GFP_ZERO);
+	page = alloc_order_policy(pol, ilx, gfp, UNMAPPED_BLOCK_ORDER);
+	if (page)
+		split_page(page, UNMAPPED_BLOCK_ORDER);
+	else
+		large_block_failed(pool, gfp);
+
+	return page;
+}
+EXPORT_SYMBOL_FOR_KVM(unmapped_pool_alloc_mapped);
 
 /**
  * unmapped_pool_alloc_home - get pages of a range from its home block

@@ -919,6 +919,30 @@ static void up_test_alloc_home(struct kunit *test)
 	up_put_and_expect_nothing(test);
 }
 
+/* Memory for the owner that is as large as a block, and none of the pool's. */
+static void up_test_alloc_mapped(struct kunit *test)
+{
+	struct up_test *t = test->priv;
+	struct page *page;
+	unsigned int i;
+
+	page = unmapped_pool_alloc_mapped(t->pool, NULL, 0, GFP_HIGHUSER);
+	if (!page)
+		kunit_skip(test, "no block of memory");
+
+	KUNIT_EXPECT_TRUE(test, IS_ALIGNED(page_to_pfn(page), BLOCK_PAGES));
+	for (i = 0; i < BLOCK_PAGES; i++) {
+		KUNIT_ASSERT_FALSE(test, PageCompound(page + i));
+		KUNIT_ASSERT_EQ(test, page_count(page + i), 1);
+		KUNIT_ASSERT_TRUE(test, kernel_page_present(page + i));
+		KUNIT_ASSERT_FALSE(test, page_is_unmapped(page + i));
+		KUNIT_ASSERT_TRUE(test, up_is_zero(page + i));
+		put_page(page + i);
+	}
+	KUNIT_EXPECT_EQ(test, up_bytes(test), 0);
+	up_put_and_expect_nothing(test);
+}
+
 static void up_test_fallback(struct kunit *test)
 {
 	struct up_test *t = test->priv;
@@ -1402,6 +1426,7 @@ static struct kunit_case up_cases[] = {
 	KUNIT_CASE(up_test_free_after_put),
 	KUNIT_CASE(up_test_home),
 	KUNIT_CASE(up_test_alloc_home),
+	KUNIT_CASE(up_test_alloc_mapped),
 #if defined(CONFIG_PROC_FS) && defined(CONFIG_X86)
 	KUNIT_CASE(up_test_large_entries),
 #endif

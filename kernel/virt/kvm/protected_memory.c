@@ -147,6 +147,18 @@ gfn_t kvm_protmem_gfn(struct kvm_protmem_inode *pi, pgoff_t index)
 	return entry ? index + xa_to_value(entry) - PROTMEM_GFN_BIAS : ~0ULL;
 }
 
+/* Are all gfns of the block around @gfn bound to one range of the inode, @first on? */
+static bool protmem_block_bound(struct kvm_protmem_inode *pi, pgoff_t index,
+				gfn_t gfn, pgoff_t *first)
+{
+	MA_STATE(mas, &pi->gfns, index, index);
+	pgoff_t off = gfn & (PROTMEM_BLOCK_PAGES - 1);
+
+	*first = index - off;
+	return index >= off && mas_walk(&mas) && mas.index <= *first &&
+	       mas.last >= *first + PROTMEM_BLOCK_PAGES - 1;
+}
+
 /*
  * Can a block be dedicated to the range of gfns around that of @index?
  * Only if all of its gfns are bound to one range of this inode, and are
@@ -159,16 +171,14 @@ gfn_t kvm_protmem_gfn(struct kvm_protmem_inode *pi, pgoff_t index)
 bool kvm_protmem_block_uniform(struct kvm_protmem_inode *pi, pgoff_t index,
 			       gfn_t gfn, pgoff_t start, pgoff_t end)
 {
-	MA_STATE(mas, &pi->gfns, index, index);
-	pgoff_t off = gfn & (PROTMEM_BLOCK_PAGES - 1);
-	pgoff_t first = index - off;
-	pgoff_t last = first + PROTMEM_BLOCK_PAGES - 1;
+	pgoff_t first, last;
 
-	if (index < off || !mas_walk(&mas) || mas.index > first || mas.last < last)
+	if (!protmem_block_bound(pi, index, gfn, &first))
 		return false;
 	if (pi->hidden)
 		return true;
 
+	last = first + PROTMEM_BLOCK_PAGES - 1;
 	if (first < start && !kvm_protmem_all_private(pi, first, min(last, start - 1)))
 		return false;
 
@@ -356,6 +366,12 @@ static long protmem_store_pages(struct kvm_protmem_inode *pi, pgoff_t first,
 	return nr;
 }
 
+static struct mutex *protmem_fill_lock(struct kvm_protmem_inode *pi, gfn_t gfn)
+{
+	return &pi->fill_lock[hash_64(gfn >> UNMAPPED_BLOCK_ORDER,
+				      ilog2(ARRAY_SIZE(pi->fill_lock)))];
+}
+
 /*
  * Populates all of the block around @index, which is uniform, as far as it has a
  * home block, or no page yet: complete it can be mapped by one entry.  What the guest does not
@@ -377,8 +393,7 @@ static void protmem_fill_block(struct kvm_protmem_inode *pi, pgoff_t index,
 	gfn = ALIGN_DOWN(gfn, PROTMEM_BLOCK_PAGES);
 
 	/* Two vCPUs that fault at once: the second finds what the first did. */
-	guard(mutex)(&pi->fill_lock[hash_64(gfn >> UNMAPPED_BLOCK_ORDER,
-					    ilog2(ARRAY_SIZE(pi->fill_lock)))]);
+	guard(mutex)(protmem_fill_lock(pi, gfn));
 	if (xa_load(&pi->pages, index))
 		return;
 
@@ -399,6 +414,26 @@ static void protmem_fill_block(struct kvm_protmem_inode *pi, pgoff_t index,
 	kvm_protmem_account_pool(pi, nr);
 }
 
+/* Is what @xa has from @first on @page and the next ones, a block of sound pages? */
+bool kvm_protmem_consecutive(struct xarray *xa, pgoff_t first, struct page *page)
+{
+	XA_STATE(xas, xa, first);
+	unsigned int i;
+
+	guard(rcu)();
+	for (i = 0; i < PROTMEM_BLOCK_PAGES; i++) {
+		struct page *found;
+
+		do {
+			found = i ? xas_next(&xas) : xas_load(&xas);
+		} while (xas_retry(&xas, found));
+		if (found != page + i || PageHWPoison(found))
+			return false;
+	}
+
+	return true;
+}
+
 /*
  * Can the block around @index, with @page for @gfn there, be mapped by one entry?
  * Yes if all of its pages are what this inode has for its gfns, one after the
@@ -411,8 +446,7 @@ static void protmem_fill_block(struct kvm_protmem_inode *pi, pgoff_t index,
 static unsigned int protmem_max_order(struct kvm_protmem_inode *pi, pgoff_t index,
 				      gfn_t gfn, struct page *page)
 {
-	pgoff_t off = gfn & (PROTMEM_BLOCK_PAGES - 1), i;
-	XA_STATE(xas, &pi->pages, index - off);
+	pgoff_t off = gfn & (PROTMEM_BLOCK_PAGES - 1);
 	void *shared_at;
 
 	if ((page_to_pfn(page) & (PROTMEM_BLOCK_PAGES - 1)) != off ||
@@ -426,20 +460,8 @@ static unsigned int protmem_max_order(struct kvm_protmem_inode *pi, pgoff_t inde
 		xa_erase(&pi->shared_at, gfn >> UNMAPPED_BLOCK_ORDER);
 	}
 
-	page -= off;
-
-	guard(rcu)();
-	for (i = 0; i < PROTMEM_BLOCK_PAGES; i++) {
-		struct page *found;
-
-		do {
-			found = i ? xas_next(&xas) : xas_load(&xas);
-		} while (xas_retry(&xas, found));
-		if (found != page + i || PageHWPoison(found))
-			return 0;
-	}
-
-	return UNMAPPED_BLOCK_ORDER;
+	return kvm_protmem_consecutive(&pi->pages, index - off, page - off) ?
+	       UNMAPPED_BLOCK_ORDER : 0;
 }
 
 /**
@@ -493,12 +515,85 @@ found:
 	return PageHWPoison(page) ? ERR_PTR(-EHWPOISON) : page;
 }
 
+/*
+ * Is all of the block around @index shared?  Then it begins at *@first.  Never for
+ * slots that have no states: a change of a page does not invalidate all of its block.
+ */
+static bool protmem_block_shared(struct kvm_protmem_inode *pi, pgoff_t index,
+				 pgoff_t *first)
+{
+	bool private;
+
+	return pi->convertible &&
+	       protmem_block_bound(pi, index, kvm_protmem_gfn(pi, index), first) &&
+	       kvm_protmem_run_end(pi, *first, *first + PROTMEM_BLOCK_PAGES, &private) ==
+	       *first + PROTMEM_BLOCK_PAGES && !private;
+}
+
+/*
+ * Populates the block around @index if all of it is shared, in [@start, @end), and not
+ * populated yet: by pages one after the other, so that it can be mapped by one entry.
+ * They are a folio each: what is converted, pinned, broken or dropped is a page.  On
+ * an error some of it, or nothing, is populated.  The caller holds the invalidate_lock.
+ * May sleep.
+ */
+void kvm_protmem_fill_shared(struct kvm_protmem_inode *pi, pgoff_t index,
+			     pgoff_t start, pgoff_t end)
+{
+	struct address_space *mapping = pi->inode->i_mapping;
+	gfp_t gfp = mapping_gfp_mask(mapping) | __GFP_NORETRY | __GFP_NOWARN;
+	struct mempolicy *policy;
+	struct page *page;
+	unsigned int i;
+	pgoff_t first;
+	long nr = 0;
+	int r = 0;
+
+	lockdep_assert_held(&mapping->invalidate_lock);
+
+	/* Nothing is gained where a block is not one entry of the second stage. */
+	if (UNMAPPED_BLOCK_ORDER < PMD_ORDER || xa_load(&mapping->i_pages, index) ||
+	    !protmem_block_shared(pi, index, &first) || first < start ||
+	    first + PROTMEM_BLOCK_PAGES > end)
+		return;
+
+	/* Of two that fault at once one would free again what it has cleared. */
+	guard(mutex)(protmem_fill_lock(pi, kvm_protmem_gfn(pi, index)));
+	if (filemap_range_has_page(mapping, (loff_t)first << PAGE_SHIFT,
+				   (loff_t)(first + PROTMEM_BLOCK_PAGES - 1) << PAGE_SHIFT))
+		return;
+
+	policy = mpol_shared_policy_lookup(&GMEM_I(pi->inode)->policy, first);
+	page = unmapped_pool_alloc_mapped(pi->pool, policy, first, gfp);
+	mpol_cond_put(policy);
+	if (!page)
+		return;
+
+	for (i = 0; i < PROTMEM_BLOCK_PAGES; i++) {
+		struct folio *folio = page_folio(page + i);
+
+		/* A memory cgroup that is full says no to the others, too. */
+		if (!r || r == -EEXIST)
+			r = filemap_add_folio(mapping, folio, first + i, gfp);
+		if (!r) {
+			folio_mark_uptodate(folio);
+			/* See kvm_protmem_shared_folio(). */
+			folio_mark_dirty(folio);
+			folio_unlock(folio);
+			nr++;
+		}
+		folio_put(folio);
+	}
+	kvm_protmem_account_shared(pi, nr);
+}
+
 /**
  * kvm_protmem_shared_folio - the folio with the contents of a shared index
  * @pi: the inode.
  * @index: a shared index.
  *
- * The caller holds the invalidate_lock.  May sleep.
+ * An empty page gets its backing now.  The caller holds the invalidate_lock.  May
+ * sleep.
  *
  * Return: the folio, locked, referenced and up to date, or an ERR_PTR.
  */
@@ -567,7 +662,7 @@ int kvm_protmem_get_pfn(struct file *file, struct kvm_memory_slot *slot,
 {
 	struct inode *inode = file_inode(file);
 	struct kvm_protmem_inode *pi = kvm_protmem(inode);
-	pgoff_t index = kvm_gmem_get_index(slot, gfn);
+	pgoff_t index = kvm_gmem_get_index(slot, gfn), first;
 	struct folio *folio;
 	int r;
 
@@ -591,6 +686,7 @@ int kvm_protmem_get_pfn(struct file *file, struct kvm_memory_slot *slot,
 		return 0;
 	}
 
+	kvm_protmem_fill_shared(pi, index, 0, ULONG_MAX);
 	folio = kvm_protmem_shared_folio(pi, index);
 	if (IS_ERR(folio))
 		return PTR_ERR(folio);
@@ -598,6 +694,12 @@ int kvm_protmem_get_pfn(struct file *file, struct kvm_memory_slot *slot,
 	folio_unlock(folio);
 	*page = folio_file_page(folio, index);
 	*pfn = page_to_pfn(*page);
+	/* Truncation waits for the invalidate_lock, so that no page of them can go. */
+	if (!((*pfn ^ gfn) & (PROTMEM_BLOCK_PAGES - 1)) &&
+	    protmem_block_shared(pi, index, &first) &&
+	    kvm_protmem_consecutive(&inode->i_mapping->i_pages, first,
+				    *page - (index - first)))
+		*max_order = UNMAPPED_BLOCK_ORDER;
 	return 0;
 }
 
@@ -657,6 +759,7 @@ vm_fault_t kvm_protmem_fault_user_mapping(struct vm_fault *vmf)
 		return VM_FAULT_SIGBUS;
 	}
 
+	kvm_protmem_fill_shared(pi, vmf->pgoff, 0, ULONG_MAX);
 	folio = kvm_protmem_shared_folio(pi, vmf->pgoff);
 	if (IS_ERR(folio)) {
 		if (PTR_ERR(folio) == -EHWPOISON)

@@ -120,6 +120,9 @@ bool kvm_protmem_all_private(struct kvm_protmem_inode *pi, pgoff_t first,
 int kvm_protmem_check_slot(struct file *file, struct kvm_memory_slot *slot, pgoff_t index);
 struct page *kvm_protmem_pool_page(struct kvm_protmem_inode *pi,
 				      pgoff_t index);
+bool kvm_protmem_consecutive(struct xarray *xa, pgoff_t first, struct page *page);
+void kvm_protmem_fill_shared(struct kvm_protmem_inode *pi, pgoff_t index,
+			     pgoff_t start, pgoff_t end);
 struct folio *kvm_protmem_shared_folio(struct kvm_protmem_inode *pi,
 				       pgoff_t index);
 int kvm_protmem_may_drop(struct kvm_protmem_inode *pi, pgoff_t start,

@@ -370,6 +370,55 @@ static int protmem_is_zero(struct page *page)
 }
 
 /*
+ * Makes a private block of zeroes, from @start on, shared at once: that is most of what
+ * a guest clears and shares at boot.  All of [@start, @end) was private a moment ago.
+ * Returns the first page of the block, for the caller to give back; or NULL, and nothing
+ * has happened, if it is not one, or protmem_make_shared() has something else to say.
+ * @slot is NULL for userspace.
+ */
+static struct page *protmem_share_zero_block(struct kvm_protmem_inode *pi,
+					     pgoff_t start, pgoff_t end,
+					     struct kvm_memory_slot *slot)
+{
+	struct address_space *mapping = pi->inode->i_mapping;
+	struct page *page;
+	pgoff_t i;
+
+	if (end - start < PROTMEM_BLOCK_PAGES ||
+	    kvm_protmem_gfn(pi, start) & (PROTMEM_BLOCK_PAGES - 1))
+		return NULL;
+	end = start + PROTMEM_BLOCK_PAGES;
+
+	guard(rwsem_write)(&mapping->invalidate_lock);
+
+	if (slot ? slot->gmem.leaving : kvm_protmem_may_drop(pi, start, end, &start))
+		return NULL;
+
+	page = xa_load(&pi->pages, start);
+	/* The guest may write to it yet, but in most cases this says enough. */
+	if (!page || !kvm_protmem_all_private(pi, start, end - 1) ||
+	    !kvm_protmem_consecutive(&pi->pages, start, page) ||
+	    protmem_is_zero(page) <= 0)
+		return NULL;
+
+	kvm_gmem_invalidate_start(pi->inode, start, end);
+	for (i = 0; i < PROTMEM_BLOCK_PAGES && protmem_is_zero(page + i) > 0; i++)
+		;
+	if (i == PROTMEM_BLOCK_PAGES && !kvm_protmem_store_state(pi, start, end, false)) {
+		for (i = start; i < end; i++)
+			xa_erase(&pi->pages, i);
+		protmem_note_shared(pi, start);
+		kvm_protmem_account_pool(pi, -(long)PROTMEM_BLOCK_PAGES);
+		kvm_protmem_converted(pi, start, end, 0, false);
+	} else {
+		page = NULL;
+	}
+	kvm_gmem_invalidate_end(pi->inode, start, end);
+
+	return page;
+}
+
+/*
  * Makes the private pages of [*@pos, @end) shared and keeps their contents,
  * one batch of them.  @slot is NULL for userspace.
  *
@@ -388,6 +437,7 @@ static int protmem_make_shared(struct kvm_protmem_inode *pi, pgoff_t *pos,
 	pgoff_t start = *pos, zapped;
 	unsigned int i, j, done = 0, copied;
 	unsigned long zero = 0;
+	struct page *block;
 	bool private;
 	int r = 0;
 
@@ -402,6 +452,17 @@ static int protmem_make_shared(struct kvm_protmem_inode *pi, pgoff_t *pos,
 		*pos = end;
 		return 0;
 	}
+	filemap_invalidate_unlock_shared(mapping);
+
+	block = protmem_share_zero_block(pi, start, end, slot);
+	if (block) {
+		unmapped_pool_free_clean(pi->pool, block, PROTMEM_BLOCK_PAGES);
+		kvm_protmem_account_blocks(pi);
+		*pos = start + PROTMEM_BLOCK_PAGES;
+		return 0;
+	}
+
+	filemap_invalidate_lock_shared(mapping);
 	protmem_collect_pool(pi, &b, start, &end);
 	filemap_invalidate_unlock_shared(mapping);
 
@@ -619,6 +680,7 @@ long kvm_protmem_punch_hole(struct inode *inode, pgoff_t start, pgoff_t end)
 long kvm_protmem_allocate(struct inode *inode, pgoff_t start, pgoff_t end)
 {
 	struct kvm_protmem_inode *pi = kvm_protmem(inode);
+	pgoff_t first = start;
 
 	for (; start < end; start++) {
 		if (signal_pending(current))
@@ -636,6 +698,7 @@ long kvm_protmem_allocate(struct inode *inode, pgoff_t start, pgoff_t end)
 				continue;
 			}
 
+			kvm_protmem_fill_shared(pi, start, first, end);
 			folio = kvm_protmem_shared_folio(pi, start);
 			if (IS_ERR(folio))
 				return PTR_ERR(folio);

@@ -243,8 +243,9 @@ TEST_F(convertible, converted_with_contents)
 	struct protmem_vm *p = &d->p;
 
 	protmem_call(p, 0, guest_fill, GPA, SIZE, SEED);
-	EXPECT_LARGE(0);
+	EXPECT_LARGE(NR_BLOCKS);
 	ASSERT_EQ(0, protmem_make_private(p, GPA, SIZE));
+	EXPECT_LARGE(0);
 	EXPECT_EQ(0, protmem_call(p, 1, guest_check, GPA, SIZE, SEED));
 	EXPECT_LARGE(NR_BLOCKS);
 	EXPECT_EQ(SIZE, vm_get_stat(p->vm, protmem_block_bytes));
@@ -254,6 +255,100 @@ TEST_F(convertible, converted_with_contents)
 	EXPECT_EQ(SIZE, protmem_mismatch(hva(d, GPA), GPA, SIZE, SEED));
 	EXPECT_EQ(0, protmem_call(p, 1, guest_check, GPA, SIZE, SEED));
 	EXPECT_LARGE(0);
+}
+
+/* Shared memory has no home, but comes in blocks all the same, whoever touches it. */
+TEST_F(convertible, first_touch_of_shared)
+{
+	FIXTURE_DATA(large) *d = &self->d;
+	struct protmem_vm *p = &d->p;
+	u64 hole = GPA + BLOCK + 9 * PAGE_SIZE, page = GPA + 2 * BLOCK, rest, large;
+
+	protmem_call(p, 0, guest_write64, GPA + BLOCK - PAGE_SIZE, 0);
+	EXPECT_EQ(BLOCK, vm_get_stat(p->vm, protmem_shared_bytes));
+	EXPECT_LARGE(1);
+	*(u64 *)hva(d, GPA + BLOCK + 5 * PAGE_SIZE) = 0;
+	EXPECT_EQ(2 * BLOCK, vm_get_stat(p->vm, protmem_shared_bytes));
+	EXPECT_LARGE(1);
+	EXPECT_EQ(0, protmem_call(p, 1, guest_check_zero, GPA, 2 * BLOCK));
+	EXPECT_LARGE(2);
+	protmem_call(p, 0, guest_fill, GPA, SIZE, SEED);
+	EXPECT_LARGE(NR_BLOCKS);
+	EXPECT_EQ(SIZE, vm_get_stat(p->vm, protmem_shared_bytes));
+	EXPECT_EQ(SIZE, protmem_mismatch(hva(d, GPA), GPA, SIZE, SEED));
+	EXPECT_EQ(0, vm_get_stat(p->vm, protmem_block_bytes));
+
+	/* Without one of its pages it is not, but may be with what takes the place. */
+	ASSERT_EQ(0, protmem_punch(p->gmem, d->l->offset + (hole - GPA), PAGE_SIZE));
+	EXPECT_LARGE(NR_BLOCKS - 1);
+	EXPECT_EQ(SIZE - PAGE_SIZE, vm_get_stat(p->vm, protmem_shared_bytes));
+	EXPECT_EQ(0, protmem_call(p, 0, guest_check, GPA, hole - GPA, SEED));
+	EXPECT_LARGE(NR_BLOCKS - 1);
+	EXPECT_EQ(0, protmem_call(p, 1, guest_check_zero, hole, PAGE_SIZE));
+	rest = hole + PAGE_SIZE;
+	EXPECT_EQ(0, protmem_call(p, 0, guest_check, rest, GPA + SIZE - rest, SEED));
+	EXPECT_EQ(SIZE, vm_get_stat(p->vm, protmem_shared_bytes));
+	*(u64 *)hva(d, hole) = SEED;
+	EXPECT_EQ(SEED, protmem_call(p, 0, guest_read64, hole));
+
+	large = protmem_arch_nr_large(p->vm);
+	ASSERT_EQ(0, protmem_make_private(p, page, PAGE_SIZE));
+	EXPECT_EQ(large - 1, protmem_arch_nr_large(p->vm));
+	EXPECT_TRUE(refused(hva(d, page)));
+	EXPECT_EQ(0, protmem_call(p, 1, guest_check, page, BLOCK, SEED));
+	protmem_call(p, 0, guest_fill, page, BLOCK, SEED + 1);
+	EXPECT_EQ(large - 1, protmem_arch_nr_large(p->vm));
+	EXPECT_TRUE(refused(hva(d, page)));
+	rest = page + PAGE_SIZE;
+	EXPECT_EQ(BLOCK - PAGE_SIZE, protmem_mismatch(hva(d, rest), rest,
+						      BLOCK - PAGE_SIZE, SEED + 1));
+}
+
+/* Who allocates less than a block gets no more. */
+TEST_F(convertible, shared_by_fallocate)
+{
+	FIXTURE_DATA(large) *d = &self->d;
+	struct protmem_vm *p = &d->p;
+
+	ASSERT_EQ(0, fallocate(p->gmem, FALLOC_FL_KEEP_SIZE,
+			       d->l->offset + BLOCK - PAGE_SIZE, 2 * BLOCK));
+	EXPECT_EQ(2 * BLOCK, vm_get_stat(p->vm, protmem_shared_bytes));
+	EXPECT_EQ(0, protmem_call(p, 0, guest_check_zero, GPA + BLOCK, BLOCK));
+	EXPECT_LARGE(1);
+	EXPECT_EQ(0, protmem_call(p, 0, guest_check_zero, GPA, SIZE));
+	EXPECT_EQ(SIZE, vm_get_stat(p->vm, protmem_shared_bytes));
+	/* The first and the third had pages before, the second and the last are whole. */
+	EXPECT_LARGE(2);
+}
+
+/* A block of zeroes is shared at once, and one with a word in its last page is not. */
+TEST_F(convertible, blocks_of_zeroes_shared)
+{
+	FIXTURE_DATA(large) *d = &self->d;
+	struct protmem_vm *p = &d->p;
+	u64 last = GPA + 2 * BLOCK - 8;
+	int i;
+
+	ASSERT_EQ(0, make_private(d, GPA, SIZE));
+	for (i = 0; i < NR_BLOCKS; i++)
+		protmem_call(p, 0, guest_write64, GPA + i * BLOCK, 0);
+	protmem_call(p, 0, guest_write64, last, SEED);
+	EXPECT_LARGE(NR_BLOCKS);
+	EXPECT_EQ(SIZE, vm_get_stat(p->vm, protmem_private_bytes));
+
+	ASSERT_EQ(0, protmem_make_shared(p, GPA, SIZE));
+	EXPECT_LARGE(0);
+	EXPECT_EQ(0, vm_get_stat(p->vm, protmem_private_bytes));
+	EXPECT_EQ(PAGE_SIZE, vm_get_stat(p->vm, protmem_shared_bytes));
+	EXPECT_EQ(SEED, protmem_call(p, 1, guest_read64, last));
+	EXPECT_EQ(SEED, *(u64 *)hva(d, last));
+	*(u64 *)hva(d, last) = 0;
+	EXPECT_EQ(SIZE, protmem_first_nonzero(hva(d, GPA), SIZE));
+	EXPECT_EQ(0, protmem_call(p, 0, guest_check_zero, GPA, SIZE));
+
+	/* What went back is as good as new. */
+	ASSERT_EQ(0, protmem_make_private(p, GPA, SIZE));
+	EXPECT_EQ(0, protmem_call(p, 0, guest_check_zero, GPA, SIZE));
 }
 
 static u64 guest_convert_pages(u64 gpa, u64 size, u64 to, u64 d)
@@ -299,8 +394,11 @@ TEST_F(convertible, half_of_it_with_contents)
 	struct protmem_vm *p = &d->p;
 	u64 gpa;
 
-	for (gpa = GPA; gpa < GPA + SIZE; gpa += 2 * PAGE_SIZE)
+	for (gpa = GPA; gpa < GPA + SIZE; gpa += 2 * PAGE_SIZE) {
 		protmem_fill(p, hva(d, gpa) - p->mem + GPA, PAGE_SIZE, SEED);
+		ASSERT_EQ(0, protmem_punch(p->gmem, d->l->offset + (gpa - GPA) + PAGE_SIZE,
+					   PAGE_SIZE));
+	}
 	ASSERT_EQ(0, protmem_call(p, 0, guest_convert_pages, GPA, SIZE, PROTMEM_TO_PRIVATE));
 	EXPECT_EQ(SIZE / 2, vm_get_stat(p->vm, protmem_private_bytes));
 	for (gpa = GPA + PAGE_SIZE; gpa < GPA + SIZE; gpa += 2 * PAGE_SIZE)
