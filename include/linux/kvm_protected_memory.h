@@ -122,6 +122,16 @@ int kvm_arch_protmem_enable(struct kvm *kvm);
 void kvm_arch_protmem_reset_vcpu(struct kvm_vcpu *vcpu);
 
 /*
+ * kvm_arch_protmem_split - map a range by small entries of the second stage
+ *
+ * A page of it is about to change its state, and the guest would have to fault in
+ * the others one by one.  Best effort, and nothing depends on it.  Called with
+ * kvm->srcu and the invalidate_lock held, not mmu_lock; may sleep.
+ */
+void kvm_arch_protmem_split(struct kvm *kvm, struct kvm_memory_slot *slot,
+			    gfn_t start, gfn_t end);
+
+/*
  * For an architecture that selects HAVE_KVM_PROTECTED_MEMORY_IN_PLACE.  All of them are
  * called with the invalidate_lock of the guest_memfd inode held.
  */

@@ -91,7 +91,26 @@ static pgoff_t protmem_recheck(const struct protmem_batch *guess,
 }
 
 /*
- * Begins a conversion of [@start, *@end) for which @guess has what was allocated.
+ * [@start, @end) is about to be converted, after what the guest asked for of it has been
+ * up to @start, and @run is the end of that.  Where just a part of a block is, the rest
+ * is not to be lost to the guest: it stays mapped, by small entries.
+ */
+static void protmem_split_ends(struct kvm_protmem_inode *pi, struct kvm_memory_slot *slot,
+			       pgoff_t start, pgoff_t end, pgoff_t run)
+{
+	gfn_t gfn = kvm_protmem_gfn(pi, start), end_gfn = gfn + (end - start);
+	gfn_t first = ALIGN_DOWN(gfn, PROTMEM_BLOCK_PAGES);
+	gfn_t last = ALIGN_DOWN(end_gfn - 1, PROTMEM_BLOCK_PAGES);
+
+	if (first < gfn || first + PROTMEM_BLOCK_PAGES > gfn + (run - start))
+		kvm_arch_protmem_split(pi->kvm, slot, gfn, gfn + 1);
+	if (last > first && last + PROTMEM_BLOCK_PAGES > gfn + (run - start))
+		kvm_arch_protmem_split(pi->kvm, slot, end_gfn - 1, end_gfn);
+}
+
+/*
+ * Begins a conversion of [@start, *@end) for which @guess has what was allocated, of
+ * what was wanted up to @run.
  * The caller has the invalidate_lock exclusive by now.  Collects in @now what is
  * populated, moves *@end to where that can be converted, and zaps it in the
  * second stage, if there is any; the caller calls kvm_gmem_invalidate_end().
@@ -102,7 +121,8 @@ static pgoff_t protmem_recheck(const struct protmem_batch *guess,
 static int protmem_begin(struct kvm_protmem_inode *pi,
 			 struct kvm_memory_slot *slot, bool make_private,
 			 const struct protmem_batch *guess,
-			 struct protmem_batch *now, pgoff_t start, pgoff_t *end)
+			 struct protmem_batch *now, pgoff_t start, pgoff_t *end,
+			 pgoff_t run)
 {
 	bool private;
 	int r;
@@ -125,8 +145,11 @@ static int protmem_begin(struct kvm_protmem_inode *pi,
 	}
 
 	*end = protmem_recheck(guess, now, start, *end);
-	if (*end > start && now->nr)
+	if (*end > start && now->nr) {
+		if (slot)
+			protmem_split_ends(pi, slot, start, *end, run);
 		kvm_gmem_invalidate_start(pi->inode, start, *end);
+	}
 	return 0;
 }
 
@@ -219,7 +242,7 @@ static int protmem_make_private(struct kvm_protmem_inode *pi, pgoff_t *pos,
 
 	filemap_invalidate_lock(mapping);
 
-	r = protmem_begin(pi, slot, true, &b, &now, start, &end);
+	r = protmem_begin(pi, slot, true, &b, &now, start, &end, run);
 	if (r == 1) {
 		r = 0;
 		goto done;
@@ -434,7 +457,7 @@ static int protmem_make_shared(struct kvm_protmem_inode *pi, pgoff_t *pos,
 {
 	struct address_space *mapping = pi->inode->i_mapping;
 	struct protmem_batch b = {}, now = {};
-	pgoff_t start = *pos, zapped;
+	pgoff_t start = *pos, run, zapped;
 	unsigned int i, j, done = 0, copied;
 	unsigned long zero = 0;
 	struct page *block;
@@ -447,6 +470,7 @@ static int protmem_make_shared(struct kvm_protmem_inode *pi, pgoff_t *pos,
 
 	filemap_invalidate_lock_shared(mapping);
 	end = kvm_protmem_run_end(pi, start, end, &private);
+	run = end;
 	if (!private) {
 		filemap_invalidate_unlock_shared(mapping);
 		*pos = end;
@@ -484,7 +508,7 @@ static int protmem_make_shared(struct kvm_protmem_inode *pi, pgoff_t *pos,
 
 	filemap_invalidate_lock(mapping);
 
-	r = protmem_begin(pi, slot, false, &b, &now, start, &end);
+	r = protmem_begin(pi, slot, false, &b, &now, start, &end, run);
 	if (r == 1) {
 		r = 0;
 		*pos = end;

@@ -161,6 +161,12 @@ int kvm_arch_protmem_complete(struct kvm *kvm)
 	return kvm_call_hyp_nvhe(__pkvm_vcpu_complete_mem_call) ? -EINVAL : 0;
 }
 
+/* There is nothing here that splits an entry but to log what is dirty. */
+void kvm_arch_protmem_split(struct kvm *kvm, struct kvm_memory_slot *slot,
+			    gfn_t start, gfn_t end)
+{
+}
+
 void kvm_arch_protmem_reset_vcpu(struct kvm_vcpu *vcpu)
 {
 	lockdep_assert_held(&vcpu->mutex);

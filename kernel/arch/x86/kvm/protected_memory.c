@@ -167,6 +167,13 @@ int kvm_arch_protmem_enable(struct kvm *kvm)
 	return 0;
 }
 
+void kvm_arch_protmem_split(struct kvm *kvm, struct kvm_memory_slot *slot,
+			    gfn_t start, gfn_t end)
+{
+	guard(write_lock)(&kvm->mmu_lock);
+	kvm_mmu_try_split_huge_pages(kvm, slot, start, end, PG_LEVEL_4K);
+}
+
 /*
  * Nothing that @vcpu has read of the guest, or is in the middle of, may survive
  * KVM_RESET_PROTECTED_MEMORY.  The caller holds kvm->lock and vcpu->mutex.

@@ -603,6 +603,12 @@ static void share_range(void)
 		       (double)(now() - start) / (SHARE_SIZE / PAGE_SIZE), "cycles/page");
 		result("share_range_takes", data ? "private, 2 MiB, data" : "private, 2 MiB, cleared",
 		       (double)vm_get_stat(p.vm, protmem_shared_bytes) / SHARE_SIZE, "x size");
+		if (data) {
+			start = now();
+			TEST_ASSERT_EQ(protmem_make_private(&p, GPA, SHARE_SIZE), 0);
+			result("unshare_range", "private, 2 MiB, data",
+			       (double)(now() - start) / (SHARE_SIZE / PAGE_SIZE), "cycles/page");
+		}
 		protmem_vm_free(&p);
 	}
 	share_sw_protected();
