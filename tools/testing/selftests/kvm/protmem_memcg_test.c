@@ -153,8 +153,11 @@ TEST_F(memcg, reserved_before_oom)
 	create(p, PROTMEM_CAPS);
 	protmem_cgroup_leave();
 	/* A block for each range, as far as there are any. */
-	for (i = 0; i < nr / 2; i++)
+	for (i = 0; i < nr / 2; i++) {
+		/* Or it would be all of the range. */
+		ASSERT_EQ(0, fallocate(p->gmem, FALLOC_FL_KEEP_SIZE, i * SZ_2M, PAGE_SIZE));
 		protmem_fill(p, GPA + i * SZ_2M, PAGE_SIZE, SEED);
+	}
 	ASSERT_EQ(0, protmem_set_attr(p->gmem, 0, VM_SIZE, KVM_MEMORY_ATTRIBUTE_PRIVATE,
 				      KVM_SET_MEMORY_ATTRIBUTES2_PRESERVE, NULL));
 	if (protmem_off_direct_map() < nr / 2 * SZ_2M) {

@@ -257,6 +257,44 @@ TEST_F(poison, large_hidden_block)
 	large_block(self, PROTMEM_CAPS_HIDE);
 }
 
+TEST_F(poison, large_shared_block)
+{
+	struct protmem_opts opts = { .caps = PROTMEM_CAPS };
+	u64 pfn, val, large, gpa = GPA + 3 * PAGE_SIZE;
+	struct protmem_vm *p = &self->p;
+	int i;
+
+	protmem_vm_create(p, &opts);
+	protmem_call(p, 0, guest_nop);
+	large = vm_get_stat(p->vm, pages_2m);
+	protmem_call(p, 0, guest_fill, GPA, SZ_2M, SEED);
+	ASSERT_EQ(large + 1, vm_get_stat(p->vm, pages_2m));
+	ASSERT_EQ(0, protmem_try_read(protmem_hva(p, gpa), &val));
+	pfn = pagemap_pfn(protmem_hva(p, gpa));
+
+	ASSERT_EQ(-EBUSY, inject(pfn));
+	EXPECT_TRUE(is_poisoned(pfn));
+	EXPECT_EQ(large, vm_get_stat(p->vm, pages_2m));
+	for (i = 0; i < 2; i++) {
+		EXPECT_EQ(0, check_others(p, 3));
+		EXPECT_EQ(EHWPOISON, failing_call(p, guest_read64, gpa, 0, 0));
+		EXPECT_EQ(large, vm_get_stat(p->vm, pages_2m));
+	}
+	EXPECT_EQ(BUS_MCEERR_AR, protmem_try_read(protmem_hva(p, gpa), &val));
+
+	/* Without the page, and with another one in its place. */
+	EXPECT_EQ(0, protmem_punch(p->gmem, gpa - GPA, PAGE_SIZE));
+	EXPECT_EQ(0, protmem_call(p, 0, guest_check_zero, gpa, PAGE_SIZE));
+	protmem_call(p, 0, guest_fill, GPA, SZ_2M, SEED + 1);
+	EXPECT_EQ(0, protmem_call(p, 0, guest_check, GPA, SZ_2M, SEED + 1));
+	EXPECT_EQ(large, vm_get_stat(p->vm, pages_2m));
+
+	protmem_vm_free(p);
+	EXPECT_EQ(0, pages_lost(self));
+	EXPECT_TRUE(is_poisoned(pfn));
+	EXPECT_FALSE(is_free(pfn));
+}
+
 /* The VM dies without having noticed. */
 TEST_F(poison, private_page_unnoticed)
 {
@@ -280,6 +318,7 @@ TEST_F(poison, reserved_page)
 
 	/* What has contents when it is converted gets a page each, not the rest. */
 	protmem_vm_create(p, &opts);
+	ASSERT_EQ(0, fallocate(p->gmem, FALLOC_FL_KEEP_SIZE, 0, NR * PAGE_SIZE));
 	protmem_call(p, 0, guest_fill, GPA, NR * PAGE_SIZE, SEED);
 	ASSERT_EQ(0, protmem_make_private(p, GPA, PROTMEM_SIZE));
 	ASSERT_EQ(NR * PAGE_SIZE, vm_get_stat(p->vm, protmem_private_bytes));
