@@ -1118,9 +1118,9 @@ EXPORT_SYMBOL_FOR_KVM(unmapped_pool_alloc);
  * @ilx: interleave index for @pol
  * @gfp: what kind of memory
  *
- * As many pages as a block has, one after the other, as large as one and allocated
- * with as little effort, but mapped as any other memory.  They are not of the pool:
- * each is zero, has a reference, is not charged to anyone, and is the caller's to free.
+ * As many pages as a block has, one after the other, allocated with as little effort,
+ * but mapped as any other memory.  They are not of the pool: each has a reference and
+ * is the caller's to free.
  *
  * Context: as for unmapped_pool_alloc().
  *
@@ -1131,7 +1131,7 @@ struct page *unmapped_pool_alloc_mapped(struct unmapped_pool *pool, struct mempo
 {
 	struct page *page;
 
-	gfp = large_block_gfp(pool, (gfp & ~__GFP_COMP) | __GFP_ZERO);
+	gfp = large_block_gfp(pool, gfp & ~__GFP_COMP);
 	page = alloc_order_policy(pol, ilx, gfp, UNMAPPED_BLOCK_ORDER);
 	if (page)
 		split_page(page, UNMAPPED_BLOCK_ORDER);

@@ -926,7 +926,7 @@ static void up_test_alloc_mapped(struct kunit *test)
 	struct page *page;
 	unsigned int i;
 
-	page = unmapped_pool_alloc_mapped(t->pool, NULL, 0, GFP_HIGHUSER);
+	page = unmapped_pool_alloc_mapped(t->pool, NULL, 0, GFP_HIGHUSER | __GFP_ZERO);
 	if (!page)
 		kunit_skip(test, "no block of memory");
 

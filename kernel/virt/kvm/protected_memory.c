@@ -83,6 +83,8 @@ bool kvm_protmem_all_private(struct kvm_protmem_inode *pi, pgoff_t first,
 {
 	MA_STATE(mas, &pi->state, first, first);
 
+	lockdep_assert_held(&pi->inode->i_mapping->invalidate_lock);
+
 	/* Neighbouring private ranges are always merged. */
 	return mas_walk(&mas) && mas.last >= last;
 }
@@ -130,6 +132,8 @@ pgoff_t kvm_protmem_run_end(struct kvm_protmem_inode *pi, pgoff_t start,
 {
 	MA_STATE(mas, &pi->state, start, start);
 
+	lockdep_assert_held(&pi->inode->i_mapping->invalidate_lock);
+
 	*private = false;
 	if (!mas_find(&mas, end - 1))
 		return end;
@@ -142,8 +146,11 @@ pgoff_t kvm_protmem_run_end(struct kvm_protmem_inode *pi, pgoff_t start,
 gfn_t kvm_protmem_gfn(struct kvm_protmem_inode *pi, pgoff_t index)
 {
 	MA_STATE(mas, &pi->gfns, index, index);
-	void *entry = mas_walk(&mas);
+	void *entry;
 
+	lockdep_assert_held(&pi->inode->i_mapping->invalidate_lock);
+
+	entry = mas_walk(&mas);
 	return entry ? index + xa_to_value(entry) - PROTMEM_GFN_BIAS : ~0ULL;
 }
 
@@ -517,74 +524,100 @@ found:
 
 /*
  * Is all of the block around @index shared?  Then it begins at *@first.  Never for
- * slots that have no states: a change of a page does not invalidate all of its block.
+ * slots that have no states: there a change of a page does not invalidate its block.
  */
 static bool protmem_block_shared(struct kvm_protmem_inode *pi, pgoff_t index,
 				 pgoff_t *first)
 {
 	bool private;
 
-	return pi->convertible &&
+	/* Nothing is gained where a block is not one entry of the second stage. */
+	return UNMAPPED_BLOCK_ORDER >= PMD_ORDER && pi->convertible &&
 	       protmem_block_bound(pi, index, kvm_protmem_gfn(pi, index), first) &&
 	       kvm_protmem_run_end(pi, *first, *first + PROTMEM_BLOCK_PAGES, &private) ==
 	       *first + PROTMEM_BLOCK_PAGES && !private;
 }
 
+/* What is for one node, or several by turns, is allocated by the block. */
+static struct page *protmem_alloc_shared(struct kvm_protmem_inode *pi, pgoff_t first,
+					 gfp_t gfp)
+{
+	struct shared_policy *policies = &GMEM_I(pi->inode)->policy;
+	struct mempolicy *policy, *other;
+	struct page *page = NULL;
+
+	policy = mpol_shared_policy_lookup(policies, first);
+	other = mpol_shared_policy_lookup(policies, first + PROTMEM_BLOCK_PAGES - 1);
+	if (policy == other)
+		page = unmapped_pool_alloc_mapped(pi->pool, policy, first, gfp);
+	mpol_cond_put(other);
+	mpol_cond_put(policy);
+
+	return page;
+}
+
+static int protmem_add_shared(struct kvm_protmem_inode *pi, pgoff_t index,
+			      struct page *page, gfp_t gfp)
+{
+	struct folio *folio = page_folio(page);
+	int r;
+
+	r = filemap_add_folio(pi->inode->i_mapping, folio, index, gfp);
+	if (r)
+		return r;
+
+	clear_highpage(page);
+	folio_mark_uptodate(folio);
+	/* See kvm_protmem_shared_folio(). */
+	folio_mark_dirty(folio);
+	kvm_protmem_account_shared(pi, 1);
+	folio_unlock(folio);
+	return 0;
+}
+
 /*
  * Populates the block around @index if all of it is shared, in [@start, @end), and not
  * populated yet: by pages one after the other, so that it can be mapped by one entry.
- * They are a folio each: what is converted, pinned, broken or dropped is a page.  On
- * an error some of it, or nothing, is populated.  The caller holds the invalidate_lock.
- * May sleep.
+ * They are a folio each: what is converted, pinned, broken or dropped is a page.
+ *
+ * Where the memory cgroup has not enough left for all of it some of it is populated,
+ * that of @index first.  If not even that one is, the caller has to do it, who may
+ * reclaim.  The caller holds the invalidate_lock.  May sleep.
  */
 void kvm_protmem_fill_shared(struct kvm_protmem_inode *pi, pgoff_t index,
 			     pgoff_t start, pgoff_t end)
 {
 	struct address_space *mapping = pi->inode->i_mapping;
-	gfp_t gfp = mapping_gfp_mask(mapping) | __GFP_NORETRY | __GFP_NOWARN;
-	struct mempolicy *policy;
+	gfp_t gfp = mapping_gfp_mask(mapping);
 	struct page *page;
-	unsigned int i;
-	pgoff_t first;
-	long nr = 0;
-	int r = 0;
+	pgoff_t first, i;
+	int r;
 
 	lockdep_assert_held(&mapping->invalidate_lock);
 
-	/* Nothing is gained where a block is not one entry of the second stage. */
-	if (UNMAPPED_BLOCK_ORDER < PMD_ORDER || xa_load(&mapping->i_pages, index) ||
+	if (xa_load(&mapping->i_pages, index) ||
 	    !protmem_block_shared(pi, index, &first) || first < start ||
 	    first + PROTMEM_BLOCK_PAGES > end)
 		return;
 
-	/* Of two that fault at once one would free again what it has cleared. */
+	/* Of two that fault at once one would free again what it has got. */
 	guard(mutex)(protmem_fill_lock(pi, kvm_protmem_gfn(pi, index)));
 	if (filemap_range_has_page(mapping, (loff_t)first << PAGE_SHIFT,
 				   (loff_t)(first + PROTMEM_BLOCK_PAGES - 1) << PAGE_SHIFT))
 		return;
 
-	policy = mpol_shared_policy_lookup(&GMEM_I(pi->inode)->policy, first);
-	page = unmapped_pool_alloc_mapped(pi->pool, policy, first, gfp);
-	mpol_cond_put(policy);
+	page = protmem_alloc_shared(pi, first, gfp);
 	if (!page)
 		return;
 
+	/* Nobody is to lose memory for what nobody has asked for. */
+	gfp = (gfp & ~__GFP_DIRECT_RECLAIM) | __GFP_NOWARN;
+	r = protmem_add_shared(pi, index, page + (index - first), gfp);
 	for (i = 0; i < PROTMEM_BLOCK_PAGES; i++) {
-		struct folio *folio = page_folio(page + i);
-
-		/* A memory cgroup that is full says no to the others, too. */
-		if (!r || r == -EEXIST)
-			r = filemap_add_folio(mapping, folio, first + i, gfp);
-		if (!r) {
-			folio_mark_uptodate(folio);
-			/* See kvm_protmem_shared_folio(). */
-			folio_mark_dirty(folio);
-			folio_unlock(folio);
-			nr++;
-		}
-		folio_put(folio);
+		if (first + i != index && (!r || r == -EEXIST))
+			r = protmem_add_shared(pi, first + i, page + i, gfp);
+		put_page(page + i);
 	}
-	kvm_protmem_account_shared(pi, nr);
 }
 
 /**

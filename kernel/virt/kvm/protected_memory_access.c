@@ -126,6 +126,7 @@ static int protmem_access(struct kvm_vcpu *vcpu, struct kvm_memory_slot *slot,
 		return protmem_access_pool(page, a);
 	}
 
+	kvm_protmem_fill_shared(pi, index, 0, ULONG_MAX);
 	folio = kvm_protmem_shared_folio(pi, index);
 	if (IS_ERR(folio))
 		return PTR_ERR(folio);

@@ -91,21 +91,39 @@ static pgoff_t protmem_recheck(const struct protmem_batch *guess,
 }
 
 /*
- * [@start, @end) is about to be converted, after what the guest asked for of it has been
- * up to @start, and @run is the end of that.  Where just a part of a block is, the rest
- * is not to be lost to the guest: it stays mapped, by small entries.
+ * The block around @index is about to be converted in part.  What remains of it is not
+ * to be lost to the guest: it stays mapped, by small entries.  Only a block that has one
+ * state, which is the other one than @make_private, can have a large one.
+ */
+static void protmem_split_block(struct kvm_protmem_inode *pi, struct kvm_memory_slot *slot,
+				pgoff_t index, bool make_private)
+{
+	gfn_t gfn = kvm_protmem_gfn(pi, index);
+	pgoff_t first = index - (gfn & (PROTMEM_BLOCK_PAGES - 1));
+	bool private;
+
+	if (first <= index &&
+	    kvm_protmem_run_end(pi, first, first + PROTMEM_BLOCK_PAGES, &private) ==
+	    first + PROTMEM_BLOCK_PAGES && private != make_private)
+		kvm_arch_protmem_split(pi->kvm, slot, gfn, gfn + 1);
+}
+
+/*
+ * The same for the blocks at the ends of [@start, @end), the first batch of what the
+ * guest wants to be converted, or a later one; all of that ends at @run.
  */
 static void protmem_split_ends(struct kvm_protmem_inode *pi, struct kvm_memory_slot *slot,
-			       pgoff_t start, pgoff_t end, pgoff_t run)
+			       pgoff_t start, pgoff_t end, pgoff_t run, bool make_private)
 {
 	gfn_t gfn = kvm_protmem_gfn(pi, start), end_gfn = gfn + (end - start);
+	gfn_t run_gfn = gfn + (run - start);
 	gfn_t first = ALIGN_DOWN(gfn, PROTMEM_BLOCK_PAGES);
 	gfn_t last = ALIGN_DOWN(end_gfn - 1, PROTMEM_BLOCK_PAGES);
 
-	if (first < gfn || first + PROTMEM_BLOCK_PAGES > gfn + (run - start))
-		kvm_arch_protmem_split(pi->kvm, slot, gfn, gfn + 1);
-	if (last > first && last + PROTMEM_BLOCK_PAGES > gfn + (run - start))
-		kvm_arch_protmem_split(pi->kvm, slot, end_gfn - 1, end_gfn);
+	if (first < gfn || first + PROTMEM_BLOCK_PAGES > run_gfn)
+		protmem_split_block(pi, slot, start, make_private);
+	if (last > first && last + PROTMEM_BLOCK_PAGES > run_gfn)
+		protmem_split_block(pi, slot, end - 1, make_private);
 }
 
 /*
@@ -147,7 +165,7 @@ static int protmem_begin(struct kvm_protmem_inode *pi,
 	*end = protmem_recheck(guess, now, start, *end);
 	if (*end > start && now->nr) {
 		if (slot)
-			protmem_split_ends(pi, slot, start, *end, run);
+			protmem_split_ends(pi, slot, start, *end, run, make_private);
 		kvm_gmem_invalidate_start(pi->inode, start, *end);
 	}
 	return 0;
@@ -393,11 +411,11 @@ static int protmem_is_zero(struct page *page)
 }
 
 /*
- * Makes a private block of zeroes, from @start on, shared at once: that is most of what
- * a guest clears and shares at boot.  All of [@start, @end) was private a moment ago.
- * Returns the first page of the block, for the caller to give back; or NULL, and nothing
- * has happened, if it is not one, or protmem_make_shared() has something else to say.
- * @slot is NULL for userspace.
+ * Makes a private block of zeroes, [@start, @end), shared at once: that is most of what
+ * a guest clears and shares at boot.  Nothing of it is copied or allocated, so that it
+ * need not be done in batches.  Returns the first page of the block, for the caller to
+ * give back; or NULL, and nothing has happened, if it is not one, or there is something
+ * that protmem_make_shared() has to say.  @slot is NULL for userspace.
  */
 static struct page *protmem_share_zero_block(struct kvm_protmem_inode *pi,
 					     pgoff_t start, pgoff_t end,
@@ -407,31 +425,26 @@ static struct page *protmem_share_zero_block(struct kvm_protmem_inode *pi,
 	struct page *page;
 	pgoff_t i;
 
-	if (end - start < PROTMEM_BLOCK_PAGES ||
-	    kvm_protmem_gfn(pi, start) & (PROTMEM_BLOCK_PAGES - 1))
-		return NULL;
-	end = start + PROTMEM_BLOCK_PAGES;
-
 	guard(rwsem_write)(&mapping->invalidate_lock);
 
 	if (slot ? slot->gmem.leaving : kvm_protmem_may_drop(pi, start, end, &start))
 		return NULL;
 
 	page = xa_load(&pi->pages, start);
-	/* The guest may write to it yet, but in most cases this says enough. */
+	/* The guest may write to it yet, but in most cases its ends say enough. */
 	if (!page || !kvm_protmem_all_private(pi, start, end - 1) ||
 	    !kvm_protmem_consecutive(&pi->pages, start, page) ||
-	    protmem_is_zero(page) <= 0)
+	    protmem_is_zero(page) <= 0 || protmem_is_zero(page + (end - 1 - start)) <= 0)
 		return NULL;
 
 	kvm_gmem_invalidate_start(pi->inode, start, end);
-	for (i = 0; i < PROTMEM_BLOCK_PAGES && protmem_is_zero(page + i) > 0; i++)
-		;
-	if (i == PROTMEM_BLOCK_PAGES && !kvm_protmem_store_state(pi, start, end, false)) {
+	for (i = start; i < end && protmem_is_zero(page + (i - start)) > 0; i++)
+		cond_resched();
+	if (i == end && !kvm_protmem_store_state(pi, start, end, false)) {
 		for (i = start; i < end; i++)
 			xa_erase(&pi->pages, i);
 		protmem_note_shared(pi, start);
-		kvm_protmem_account_pool(pi, -(long)PROTMEM_BLOCK_PAGES);
+		kvm_protmem_account_pool(pi, -(long)(end - start));
 		kvm_protmem_converted(pi, start, end, 0, false);
 	} else {
 		page = NULL;
@@ -460,8 +473,7 @@ static int protmem_make_shared(struct kvm_protmem_inode *pi, pgoff_t *pos,
 	pgoff_t start = *pos, run, zapped;
 	unsigned int i, j, done = 0, copied;
 	unsigned long zero = 0;
-	struct page *block;
-	bool private;
+	bool private, whole;
 	int r = 0;
 
 	BUILD_BUG_ON(PROTMEM_BATCH > BITS_PER_LONG);
@@ -476,14 +488,21 @@ static int protmem_make_shared(struct kvm_protmem_inode *pi, pgoff_t *pos,
 		*pos = end;
 		return 0;
 	}
+	whole = end - start >= PROTMEM_BLOCK_PAGES &&
+		!(kvm_protmem_gfn(pi, start) & (PROTMEM_BLOCK_PAGES - 1));
 	filemap_invalidate_unlock_shared(mapping);
 
-	block = protmem_share_zero_block(pi, start, end, slot);
-	if (block) {
-		unmapped_pool_free_clean(pi->pool, block, PROTMEM_BLOCK_PAGES);
-		kvm_protmem_account_blocks(pi);
-		*pos = start + PROTMEM_BLOCK_PAGES;
-		return 0;
+	if (whole) {
+		struct page *block;
+
+		block = protmem_share_zero_block(pi, start, start + PROTMEM_BLOCK_PAGES,
+						 slot);
+		if (block) {
+			unmapped_pool_free_clean(pi->pool, block, PROTMEM_BLOCK_PAGES);
+			kvm_protmem_account_blocks(pi);
+			*pos = start + PROTMEM_BLOCK_PAGES;
+			return 0;
+		}
 	}
 
 	filemap_invalidate_lock_shared(mapping);

@@ -18,6 +18,7 @@
 #include "hyperv.h"
 #include "kvm_emulate.h"
 #include "mmu.h"
+#include "mmu/tdp_mmu.h"
 #include "protected_memory.h"
 #include "regs.h"
 #include "trace.h"
@@ -171,7 +172,8 @@ void kvm_arch_protmem_split(struct kvm *kvm, struct kvm_memory_slot *slot,
 			    gfn_t start, gfn_t end)
 {
 	guard(write_lock)(&kvm->mmu_lock);
-	kvm_mmu_try_split_huge_pages(kvm, slot, start, end, PG_LEVEL_4K);
+	/* There are no other tables: without the TDP MMU, or nested, there is no capability. */
+	kvm_tdp_mmu_try_split_huge_pages(kvm, slot, start, end, PG_LEVEL_4K, false);
 }
 
 /*
